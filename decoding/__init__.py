@@ -1,0 +1,1 @@
+"""How tokens are chosen: works with any causal LM of transformers."""

@@ -1,0 +1,1 @@
+"""The small model that ships with the package: a Llama trained on the standard library."""

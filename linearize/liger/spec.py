@@ -1,0 +1,76 @@
+"""`LigerSpec`: everything that defines a converted attention layer. Stored in `config.json`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ..errors import UsageError, suggest
+
+MIXES = {
+    "fixed": "constant weights: mix_weight on the recurrence, the rest on the window (Liger, eq. 8)",
+    "learned": "one trained weight per head on the recurrence, starting at 0 (the window alone)",
+    "window": "the window alone, no recurrence: the baseline every result is compared with",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LigerSpec:
+    """What replaces softmax attention.
+
+    - `gate`: gate family of the recurrence; see `linearize.liger.gates`.
+    - `window`: keys the softmax window sees, the current token included; at least 2.
+    - `mix`: how recurrence and window are combined; one of `MIXES`.
+    - `mix_weight`: weight of the recurrence for `mix="fixed"`, in [0, 1]. Liger uses 0.5.
+    - `gate_normalizer`: divides the log gate; None = the family's default (16 for `gla`).
+    - `keep_softmax`: indices of layers left as full softmax attention; negative counts from the end.
+
+    Raises `UsageError` for a value outside its range.
+    """
+
+    gate: str = "gla"
+    window: int = 64
+    mix: str = "learned"
+    mix_weight: float = 0.5
+    gate_normalizer: float | None = None
+    keep_softmax: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keep_softmax", tuple(int(i) for i in self.keep_softmax))
+        if self.mix not in MIXES:
+            raise UsageError(f"mix={self.mix!r} is not known{suggest(str(self.mix), MIXES)}")
+        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 2:
+            raise UsageError(
+                f"window={self.window!r}: the window counts the token itself and one "
+                "or more before it; give an integer of at least 2 (64 is the default)"
+            )
+        if not 0.0 <= self.mix_weight <= 1.0:
+            raise UsageError(f"mix_weight={self.mix_weight!r} is outside [0, 1]; Liger uses 0.5")
+        if self.gate_normalizer is not None and not self.gate_normalizer > 0:
+            raise UsageError(
+                f"gate_normalizer={self.gate_normalizer!r} must be positive; "
+                "leave it out for the family's default"
+            )
+
+    def softmax_layers(self, num_layers: int) -> frozenset[int]:
+        """Layers kept as softmax, as non-negative indices. Raises `UsageError` if out of range."""
+        for i in self.keep_softmax:
+            if not -num_layers <= i < num_layers:
+                raise UsageError(
+                    f"keep_softmax={i} is out of range: the model has {num_layers} layers "
+                    f"(0 to {num_layers - 1})"
+                )
+        return frozenset(i % num_layers for i in self.keep_softmax)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `from_dict` reads it back."""
+        return {**asdict(self), "keep_softmax": list(self.keep_softmax)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> LigerSpec:
+        """Read what `to_dict` wrote. Raises `UsageError` naming an unknown key."""
+        known = {f.name for f in fields(cls)}
+        for key in values:
+            if key not in known:
+                raise UsageError(f"unknown LigerSpec field '{key}'{suggest(key, known)}")
+        return cls(**values)

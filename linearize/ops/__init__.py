@@ -1,0 +1,1 @@
+"""The numerics: pure functions on tensors. No transformers import."""

@@ -1,0 +1,225 @@
+"""What a person writes: a strict, typed YAML recipe. Maps to a `LigerSpec` and training settings.
+
+Precedence: defaults < recipe file < `key=value` overrides < named options of the command.
+Unknown keys are errors that name the nearest known key.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import InputError, UsageError, suggest
+from .liger.spec import LigerSpec
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class LigerSettings(_Strict):
+    """The converted layer; see `LigerSpec` for meaning and limits."""
+
+    gate: str = "gla"
+    window: int = Field(64, ge=2)
+    mix: Literal["fixed", "learned", "window"] = "learned"
+    mix_weight: float = Field(0.5, ge=0, le=1)
+    gate_normalizer: float | None = Field(None, gt=0)
+    keep_softmax: list[int] = []
+
+    def spec(self) -> LigerSpec:
+        """The frozen description that goes into the model's `config.json`."""
+        return LigerSpec(**self.model_dump())
+
+
+class DataSettings(_Strict):
+    """Where text comes from and how it becomes rows of `seq_len` tokens."""
+
+    source: str | None = None  # hub data set, file, directory, glob, or "stdlib"
+    config: str | None = None  # configuration name of a hub data set
+    split: str = "train"  # split of a hub data set
+    field: str = "text"  # field of .jsonl / .parquet / hub rows that holds the text
+    eval_source: str | None = None  # held-out text; None takes eval_fraction of the documents
+    eval_fraction: float = Field(0.02, gt=0, lt=1)
+    eval_tokens: int = Field(50_000, ge=1)  # at most this many tokens are evaluated
+    separator: str | None = None  # splits .txt files into documents; None = one file, one document
+    seq_len: int = Field(512, ge=2)  # tokens per row
+    boundaries: bool = True  # False: documents leak into each other inside a row (the paper's code)
+    bos: bool = True  # begin each document with the tokenizer's bos token, if it has one
+    eos: bool = True  # end each document with the tokenizer's eos token, if it has one
+
+
+class LoraSettings(_Strict):
+    """Low-rank adapters (peft). `rank: 0` trains every parameter instead."""
+
+    rank: int = Field(8, ge=0)
+    alpha: float = Field(8, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: list[str] = ["q_proj", "k_proj", "v_proj"]
+
+
+class TrainingSettings(_Strict):
+    """One run of the loop. `tokens` is the budget; steps follow from it."""
+
+    tokens: int = Field(20_000_000, ge=0)  # training tokens seen in all, repeats counted
+    batch_size: int = Field(8, ge=1)  # rows per forward pass and process
+    accumulate: int = Field(1, ge=1)  # forward passes per optimizer step
+    learning_rate: float = Field(1e-3, gt=0)
+    mix_learning_rate: float | None = Field(None, gt=0)  # for the mix weights; None = learning_rate
+    schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    warmup: float = Field(0.05, ge=0, lt=1)  # share of the steps
+    final_lr: float = Field(0.1, ge=0, le=1)  # last learning rate as a share of the first
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = Field(1.0, gt=0)  # gradient norm
+    objective: dict[str, float] = {"distill": 1.0}  # objective name -> weight
+    seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto = the checkpoint's
+    device: str = "auto"  # auto = cuda, then mps, then cpu
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = Field(100, ge=1)  # optimizer steps
+    eval_every: int = Field(0, ge=0)  # optimizer steps; 0 = only before and after
+    log_every: int = Field(1, ge=1)  # optimizer steps
+
+
+class OutputSettings(_Strict):
+    """What is written."""
+
+    save: Literal["merged", "adapter"] = "merged"
+    samples: int = Field(3, ge=0)  # continuations of held-out text shown in the report
+    sample_tokens: int = Field(96, ge=1)
+    baseline: bool = False  # also train the window alone with the same budget, for the report
+
+
+class Recipe(_Strict):
+    """Everything `linearize convert` needs."""
+
+    base: str | None = None  # hub id or local directory
+    revision: str | None = None  # of a hub id
+    out: str | None = None  # output directory
+    liger: LigerSettings = LigerSettings()
+    data: DataSettings = DataSettings()
+    lora: LoraSettings = LoraSettings()
+    training: TrainingSettings = TrainingSettings()
+    output: OutputSettings = OutputSettings()
+    trust_remote_code: bool = False  # run Python code found in the base's repository
+
+
+def names() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    files = resources.files("linearize.recipes").iterdir()
+    return sorted(f.name[:-5] for f in files if f.name.endswith(".yaml"))
+
+
+def read(name_or_path: str) -> dict[str, Any]:
+    """A recipe as a plain dict, by name or from a file.
+
+    Raises `InputError` if there is none, `UsageError` if it is not a YAML mapping.
+    """
+    path = Path(name_or_path)
+    if path.suffix in {".yaml", ".yml"} or path.exists():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot read recipe {path}: {error.strerror}") from error
+    elif name_or_path in names():
+        text = (resources.files("linearize.recipes") / f"{name_or_path}.yaml").read_text("utf-8")
+    else:
+        raise InputError(f"there is no recipe '{name_or_path}'{suggest(name_or_path, names())}")
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UsageError(f"recipe {name_or_path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"recipe {name_or_path} is not a mapping of keys to values")
+    return values
+
+
+def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """Apply `a.b=value` assignments (values parsed as YAML) to a nested dict, in place.
+
+    A bare key such as `rank=8` is accepted where exactly one section has it.
+    """
+    for assignment in assignments:
+        key, equals, raw = assignment.partition("=")
+        if not equals or not key:
+            raise UsageError(f"'{assignment}' is not an override; write key=value, as in liger.window=128")
+        path = _full_key(key)
+        target = values
+        for part in path[:-1]:
+            target = target.setdefault(part, {})
+        try:
+            target[path[-1]] = _parse(raw)
+        except yaml.YAMLError as error:
+            raise UsageError(f"the value of '{assignment}' is not valid YAML: {error}") from error
+    return values
+
+
+def build(values: dict[str, Any]) -> Recipe:
+    """Validate a nested dict. Raises `UsageError` naming the key, the value and the limit."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise UsageError("; ".join(_explain(e) for e in error.errors())) from error
+
+
+def load(name_or_path: str | None, assignments: list[str] | None = None) -> Recipe:
+    """Read, override and validate in one call; None starts from the defaults."""
+    values = read(name_or_path) if name_or_path else {}
+    return build(override(values, assignments or []))
+
+
+def dump(recipe: Recipe) -> str:
+    """YAML text with every value spelled out, saved beside each result."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _sections() -> dict[str, list[str]]:
+    found = {}
+    for name, field in Recipe.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found[name] = list(kind.model_fields)
+    return found
+
+
+def _known_keys() -> list[str]:
+    sections = _sections()
+    nested = [f"{s}.{k}" for s, keys in sections.items() for k in keys]
+    return nested + [n for n in Recipe.model_fields if n not in sections]
+
+
+def _full_key(key: str) -> list[str]:
+    parts = key.split(".")
+    sections = _sections()
+    if len(parts) == 1 and key not in Recipe.model_fields:
+        homes = [s for s, keys in sections.items() if key in keys]
+        if len(homes) == 1:
+            return [homes[0], key]
+        bare = [k for keys in sections.values() for k in keys]
+        raise UsageError(f"unknown recipe key '{key}'{suggest(key, bare + _known_keys())}")
+    free_form = len(parts) == 3 and parts[:2] == ["training", "objective"]
+    if not free_form and key not in _known_keys():
+        raise UsageError(f"unknown recipe key '{key}'{suggest(key, _known_keys())}")
+    return parts
+
+
+def _parse(raw: str) -> Any:
+    value = yaml.safe_load(raw)
+    if isinstance(value, str):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-3 as text
+        except ValueError:
+            return value
+    return value
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(str(p) for p in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"unknown recipe key '{key}'{suggest(key, _known_keys())}"
+    return f"recipe key '{key}' = {error['input']!r}: {error['msg'][:1].lower()}{error['msg'][1:]}"
