@@ -46,7 +46,7 @@ class DataSettings(_Strict):
     eval_source: str | None = None  # held-out text; None takes eval_fraction of the documents
     eval_fraction: float = Field(0.02, gt=0, lt=1)
     eval_tokens: int = Field(50_000, ge=1)  # at most this many tokens are evaluated
-    separator: str | None = None  # splits .txt files into documents; None = one file, one document
+    separator: str = "<|endoftext|>"  # line that separates documents in .txt files; "" = none
     seq_len: int = Field(512, ge=2)  # tokens per row
     boundaries: bool = True  # False: documents leak into each other inside a row (the paper's code)
     bos: bool = True  # begin each document with the tokenizer's bos token, if it has one
