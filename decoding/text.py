@@ -1,0 +1,124 @@
+"""A continuation as it grows: tokens in, text that is safe to show out.
+
+- Text is the difference of two decodes over a short tail, prompt included, so that a leading space
+  or a character spread over several tokens comes out as in one decode of everything, at constant
+  cost per token (the scheme of huggingface/text-generation-inference).
+- Text that could still become a stop string is held back until it cannot.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria
+
+TAIL = 8  # prompt tokens decoded together with the first new one; byte fallback needs up to 4
+
+
+class Continuation:
+    """New tokens of one prompt.
+
+    `ids` are the tokens so far (the ending one included), `text` what they say, without special
+    tokens and without the stop string; `finish` is None while it grows, then "stop" or "eos".
+    """
+
+    def __init__(
+        self, prompt: Sequence[int], tokenizer: Any, *, stop: Sequence[str], eos: Collection[int]
+    ) -> None:
+        self.ids: list[int] = []
+        self.text = ""
+        self.finish: str | None = None
+        self.seconds = 0.0
+        self._tokenizer, self._stop, self._eos = tokenizer, stop, eos
+        self._tail = list(prompt[-TAIL:])
+        self._read = len(self._tail)
+        self._shown = 0
+        self._started = time.perf_counter()
+
+    def add(self, token: int) -> str:
+        """Append a token; returns the text that became safe to show."""
+        self.ids.append(token)
+        self.seconds = time.perf_counter() - self._started
+        if token in self._eos:
+            self.finish = "eos"
+            return self.close()
+        self._tail.append(token)
+        before = self._decode(self._tail[: self._read])
+        after = self._decode(self._tail)
+        if len(after) <= len(before) or after.endswith("�"):
+            return ""  # the middle of a character
+        self._tail, self._read = self._tail[self._read :], len(self._tail) - self._read
+        return self._extend(after[len(before) :])
+
+    def close(self) -> str:
+        """No more tokens: returns what was held back."""
+        left = self._decode(self._tail)[len(self._decode(self._tail[: self._read])) :]
+        self._tail = self._tail[: self._read]
+        shown = self._extend(left) if left else ""
+        rest = self.text[self._shown :]
+        self._shown = len(self.text)
+        return shown + rest
+
+    def _extend(self, piece: str) -> str:
+        # A stop string may begin in text that is held back, never in text already shown.
+        self.text += piece
+        found = [i for s in self._stop if (i := self.text.find(s, self._shown)) >= 0]
+        if found:
+            self.finish = "stop"
+            self.text = self.text[: min(found)]
+            safe = len(self.text)
+        else:
+            safe = len(self.text) - self._held()
+        shown, self._shown = self.text[self._shown : safe], safe
+        return shown
+
+    def _held(self) -> int:
+        """Length of the longest end of the text that a stop string begins with."""
+        ends = (
+            n for s in self._stop for n in range(len(s) - 1, 0, -1) if self.text.endswith(s[:n])
+        )
+        return max(ends, default=0)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+
+class Watch(StoppingCriteria):
+    """Feeds a batch's new tokens to its continuations; a row is done when its continuation is.
+
+    A stopping criterion because transformers hands those to every decoding loop, custom ones
+    included, which a streamer does not reach.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Continuation],
+        prompt_length: int,
+        on_text: Callable[[str], None] | None = None,
+    ) -> None:
+        self.rows = rows
+        self.seen = prompt_length
+        self.on_text = on_text
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        for row, tokens in zip(self.rows, input_ids[:, self.seen :].tolist(), strict=True):
+            for token in tokens:
+                if row.finish is None:
+                    self._show(row.add(token))
+        self.seen = input_ids.shape[1]
+        return torch.tensor([r.finish is not None for r in self.rows], device=input_ids.device)
+
+    def close(self) -> None:
+        """The loop has ended: show what rows that ran into the length limit held back."""
+        for row in self.rows:
+            self._show(row.close())
+
+    def _show(self, piece: str) -> None:
+        if piece and self.on_text is not None:
+            self.on_text(piece)
