@@ -1,0 +1,94 @@
+"""Loss on held-out rows, per token: what every number in a report is made of."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .packing import Rows
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch to eval mode and back: only modules that were in training mode are touched."""
+    switched = [module for module in model.modules() if module.training]
+    for module in switched:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in switched:
+            module.training = True
+
+
+def model_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor | bool]:
+    """Arguments of a forward pass: `input_ids`, `position_ids` where rows have them, no cache."""
+    names = [name for name in ("input_ids", "position_ids") if name in batch]
+    return {name: batch[name] for name in names} | {"use_cache": False}
+
+
+@torch.no_grad()
+def token_losses(
+    model: nn.Module, rows: Rows, *, batch_size: int, max_tokens: int | None = None
+) -> Tensor:
+    """Cross entropy of every target token of the first rows, in order.
+
+    Args:
+        model: a causal LM; runs where its first parameter lies, in eval mode, restored after.
+        rows: packed rows of T tokens.
+        batch_size: rows per forward pass.
+        max_tokens: stop after the first row that brings the tokens read to this number.
+
+    Returns:
+        `[N, T]` float32 on CPU, in nats; nan where there is no target.
+    """
+    count = len(rows)
+    if max_tokens is not None:
+        count = min(count, -(-max_tokens // rows.seq_len))
+    device = next(model.parameters()).device
+    found = []
+    with evaluating(model):
+        for start in range(0, count, batch_size):
+            batch = rows.batch(range(start, min(start + batch_size, count)))
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            logits = model(**model_inputs(batch)).logits
+            # One row at a time: a float32 copy of all logits would double the peak.
+            for scores, targets in zip(logits, batch["targets"], strict=True):
+                losses = F.cross_entropy(
+                    scores.float(), targets, ignore_index=-100, reduction="none"
+                )
+                found.append(losses.masked_fill(targets == -100, torch.nan).cpu())
+    return torch.stack(found) if found else torch.empty(0, rows.seq_len)
+
+
+def mean_loss(
+    model: nn.Module, rows: Rows, *, batch_size: int, max_tokens: int | None = None
+) -> tuple[float, int]:
+    """Nats per target token, and the number of target tokens; arguments as in `token_losses`."""
+    losses = token_losses(model, rows, batch_size=batch_size, max_tokens=max_tokens)
+    return losses.double().nanmean().item(), int((~losses.isnan()).sum())
+
+
+def loss_by_position(
+    losses: Tensor, edges: Sequence[int], *, rows: Rows | None = None
+) -> list[float]:
+    """Mean loss of the tokens whose position lies in `[edges[i], edges[i + 1])`.
+
+    Args:
+        losses: `[N, T]` from `token_losses`.
+        edges: ascending, E + 1 numbers for E bins.
+        rows: the rows behind `losses`; position is then counted inside each document, as their
+            `position_ids` say. Without, or where rows have none, it is the column.
+
+    Returns:
+        E means in nats; nan for a bin without tokens.
+    """
+    batch = {} if rows is None else rows.batch(range(len(losses)))
+    positions = batch.get("position_ids", torch.arange(losses.shape[1]).expand_as(losses))
+    inside = [(positions >= low) & (positions < high) for low, high in pairwise(edges)]
+    return [losses[chosen].double().nanmean().item() for chosen in inside]

@@ -1,0 +1,63 @@
+"""How far and how fast: steps from the token budget, learning rates, parameter groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from ..recipe import TrainingSettings
+
+# The learned weight between recurrence and window; peft keeps a trained copy under its own name.
+_MIX = (".mix.weight", ".mix.modules_to_save.default.weight")
+
+
+def steps_of(settings: TrainingSettings, *, seq_len: int, processes: int = 1) -> tuple[int, int]:
+    """Optimizer steps that use up the budget (rounded up), and tokens per step."""
+    tokens = settings.batch_size * settings.accumulate * processes * seq_len
+    return math.ceil(settings.tokens / tokens), tokens
+
+
+def share_of_rate(step: int, steps: int, settings: TrainingSettings) -> float:
+    """Learning rate of 0-based `step` as a share of its maximum: linear warmup, then schedule.
+
+    The last step runs at `final_lr`, unless the schedule is constant.
+    """
+    warmup = math.ceil(settings.warmup * steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if settings.schedule == "constant":
+        return 1.0
+    done = (step - warmup) / max(1, steps - 1 - warmup)
+    left = 1 - done if settings.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return settings.final_lr + (1 - settings.final_lr) * left
+
+
+def adamw(parameters: Mapping[str, nn.Parameter], settings: TrainingSettings) -> torch.optim.AdamW:
+    """AdamW over named parameters; each group carries its `rate`, the maximum learning rate.
+
+    Mix weights have a learning rate of their own and no weight decay; neither have vectors and
+    scalars (norms, biases), which decay would only pull to zero.
+    """
+    mix = [p for name, p in parameters.items() if name.endswith(_MIX)]
+    rest = [p for name, p in parameters.items() if not name.endswith(_MIX)]
+    rate = settings.learning_rate
+    groups = [
+        ([p for p in rest if p.ndim > 1], rate, settings.weight_decay),
+        ([p for p in rest if p.ndim <= 1], rate, 0.0),
+        (mix, settings.mix_learning_rate or rate, 0.0),
+    ]
+    fused = all(p.device.type in {"cpu", "cuda"} for p in parameters.values())
+    return torch.optim.AdamW(
+        [{"params": p, "rate": r, "lr": r, "weight_decay": w} for p, r, w in groups if p],
+        betas=settings.betas,
+        fused=fused,
+    )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Set every group's learning rate to `share` of its maximum."""
+    for group in optimizer.param_groups:
+        group["lr"] = share * group["rate"]
