@@ -1,0 +1,174 @@
+"""The Liger layer: the base's projections, a gated recurrence beside a softmax window, one mix.
+
+y = o_proj(mix(recurrence, window)) with q, k, v from the pretrained projections; the recurrence
+reads them before rotary embedding, the window after (Liger, arXiv 2503.01496, eq. 6 to 8).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, Cache
+
+from .. import ops
+from ..errors import UsageError
+from . import gates, state
+from .bases import Base
+from .layout import Layout
+from .spec import LigerSpec
+
+ATTENTION = "linearize"  # name under which softmax attention and masks are registered
+
+
+class HeadMix(nn.Module):
+    """Learned mix: o = (1 - w) window + w recurrence, one w per query head, 0 at the start.
+
+    At 0 the layer is the window alone, the part of the teacher's function that needs no state.
+    `weight`: [H] float32.
+    """
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(heads, dtype=torch.float32))
+
+    def forward(self, recurrence: Tensor, window: Tensor) -> Tensor:
+        """[B, T, H, V] each -> [B, T, H, V]"""
+        return window + self.weight[:, None] * (recurrence - window)
+
+
+class LigerAttention(nn.Module):
+    """What a base's attention class becomes; see `liger_class`. Adds no parameters but the mix."""
+
+    def start(self, base: Base, spec: LigerSpec) -> None:
+        """Set up a module whose class has just been changed."""
+        self.base = base
+        self.spec = spec
+        self.gate = gates.find(spec.gate)
+        self.normalizer = spec.gate_normalizer or self.gate.normalizer
+        if spec.mix == "learned":
+            self.mix = HeadMix(self.config.num_attention_heads)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        *,
+        layout: Layout,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        """[B, T, E] -> [B, T, E]; keywords as in the base's attention, plus the `layout`."""
+        if layout.mode == "softmax":
+            if past_key_values is not None:
+                raise UsageError(
+                    "softmax mode has no cache in a converted model; call it with use_cache=False"
+                )
+            return super().forward(
+                hidden_states, position_embeddings, None, None, layout=layout, **kwargs
+            )
+        q, k, v = self.base.project(self, hidden_states)
+        window = self._window(q, k, v, position_embeddings, past_key_values, layout)
+        if self.spec.mix == "window" or layout.mode == "window":
+            o = window
+        else:
+            o = self._mix(self._recurrence(q, k, v, past_key_values, layout), window.float())
+        return self.o_proj(o.flatten(2).to(hidden_states.dtype)), None
+
+    def _mix(self, recurrence: Tensor, window: Tensor) -> Tensor:
+        if self.spec.mix == "learned":
+            return self.mix(recurrence, window)
+        w = self.spec.mix_weight
+        return w * recurrence + (1 - w) * window
+
+    def _recurrence(
+        self, q: Tensor, k: Tensor, v: Tensor, cache: Cache | None, layout: Layout
+    ) -> Tensor:
+        """[B, T, H, V] float32, and the cache's state moved on by T tokens."""
+        q, k, v, g = self.gate.prepare(q.float(), k.float(), v.float(), self.normalizer)
+        if layout.cu_seqlens is not None:
+            row = (x.flatten(0, 1).unsqueeze(0) for x in (q, k, v, g))
+            o, _ = self.gate.op(*row, cu_seqlens=layout.cu_seqlens)
+            return o.view(q.shape)
+        mask = None if layout.mask is None else layout.mask[:, layout.past :]
+        before = None if cache is None else state.read_state(cache, self.layer_idx)
+        o, after = self.gate.op(q, k, v, g, initial_state=before, mask=mask)
+        if cache is not None:
+            state.write_state(cache, self.layer_idx, after)
+        return o
+
+    def _window(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        cache: Cache | None,
+        layout: Layout,
+    ) -> Tensor:
+        """[B, T, H, V] in the model's dtype, and the cache's window moved on by T tokens."""
+        q, k = self.base.rotate(q, k, rotary)
+        attend = functools.partial(
+            ops.window_attention, window=self.spec.window, scale=self.scaling
+        )
+        if layout.cu_seqlens is not None:
+            row = (x.flatten(0, 1).unsqueeze(0) for x in (q, k, v))
+            return attend(*row, cu_seqlens=layout.cu_seqlens).view(*q.shape[:-1], -1)
+        mask = layout.mask
+        if cache is not None:
+            k, v, mask = state.extend_window(cache, self.layer_idx, k, v, mask)
+        return attend(q, k, v, mask=mask)
+
+
+@functools.cache
+def liger_class(attention: type[nn.Module]) -> type[LigerAttention]:
+    """The subclass of a base's attention class that computes the Liger layer.
+
+    Changing the class of an existing module keeps its parameters, their names and the base's own
+    forward, which stays reachable as the teacher.
+    """
+    return type(f"Liger{attention.__name__}", (LigerAttention, attention), {})
+
+
+def softmax_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    layout: Layout,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Full softmax attention for kept layers and the teacher, as transformers calls it.
+
+    `query` [B, H, T, D], `key` and `value` [B, Hk, keys, D] -> [B, T, H, D]. The base's own window
+    is `module.own_window`: the one in the config is the converted layers'.
+    """
+    T, keys = query.shape[2], key.shape[2]
+    visible = layout.softmax_mask(T, keys, module.own_window, query.device)
+    o = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=visible,
+        is_causal=visible is None,
+        dropout_p=dropout,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return o.transpose(1, 2), None
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    """Masks come from the layout; transformers need not build any."""
+
+
+AttentionInterface.register(ATTENTION, softmax_attention)
+AttentionMaskInterface.register(ATTENTION, _no_mask)

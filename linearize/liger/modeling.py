@@ -1,0 +1,209 @@
+"""Model classes: a thin subclass per base family whose attention has been swapped.
+
+The stock model keeps its forward, its checkpointing and its sharding plan; only the attention
+modules change class, and a hook on the decoder tells them about padding and packing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from ..errors import InputError, UsageError
+from . import bases
+from .attention import ATTENTION, HeadMix, LigerAttention, liger_class
+from .layout import Layout, document_starts
+from .spec import LigerSpec
+
+PREFIX = "liger_"  # of the model_type of converted models
+STUB = "modeling_linearize.py"  # lets transformers load a checkpoint without importing linearize
+
+
+class LigerMixin:
+    """What a converted causal LM adds to the stock one of its base family."""
+
+    _keep_in_fp32_modules_strict = ("mix",)
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        _swap(self)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, HeadMix):
+            nn.init.zeros_(module.weight)
+        else:
+            super()._init_weights(module)
+
+    def create_masks_for_generate(self, attention_mask: Tensor | None = None, **_: Any) -> Any:
+        """`generate` passes masks through: the layers need the 2-D one, not one per layer type."""
+        return attention_mask
+
+
+def spec_of(config: PreTrainedConfig) -> LigerSpec:
+    """The spec stored in a converted model's config."""
+    return LigerSpec.from_dict(config.linearize["spec"])
+
+
+def liger_config(config: PreTrainedConfig, spec: LigerSpec) -> PreTrainedConfig:
+    """The config of the converted model, from its base's config.
+
+    Raises `InputError` if the base cannot be converted, with the reasons.
+    """
+    base = bases.find(config)
+    if reasons := base.refusals(config):
+        raise InputError(f"this {base.model_type} model cannot be converted: {'; '.join(reasons)}")
+    layers = config.num_hidden_layers
+    kept = spec.softmax_layers(layers)
+    values = config.to_dict()
+    for name in ("model_type", "architectures", "auto_map"):
+        values.pop(name, None)
+    values["layer_types"] = ["full_attention" if i in kept else "hybrid_sliding" for i in range(layers)]
+    values["sliding_window"] = spec.window
+    values |= base.config_changes
+    values["linearize"] = {
+        "spec": spec.to_dict(),
+        "base": {
+            "model_type": base.model_type,
+            "own_windows": [base.own_window(config, i) for i in range(layers)],
+        },
+    }
+    return CONFIGS[base.model_type](**values)
+
+
+def apply(model: PreTrainedModel, spec: LigerSpec | None = None) -> PreTrainedModel:
+    """Swap the attention of a loaded transformers model, in place and without training.
+
+    Adds no parameters with `mix="fixed"`; with `mix="learned"` one weight per head, at 0.
+    Returns the same object, now of the converted class, which saves and loads as such.
+    Raises `InputError` for an unsupported model, `UsageError` for a spec that does not fit it.
+    """
+    spec = spec or LigerSpec()
+    if getattr(model, "peft_config", None):
+        raise UsageError("the model carries a peft adapter; merge it before converting")
+    if model.config.model_type.startswith(PREFIX):
+        raise UsageError("the model is converted already; start from its base")
+    old = model.config
+    base = bases.find(old)
+    if type(model) is not base.modeling.__dict__[f"{base.name}ForCausalLM"]:
+        raise InputError(
+            f"{type(model).__name__} is not a causal language model of transformers; "
+            f"load it with AutoModelForCausalLM ({base.name}ForCausalLM)"
+        )
+    config = liger_config(old, spec)
+    for module in model.modules():
+        if getattr(module, "config", None) is old:
+            module.config = config
+    model.__class__ = MODELS[base.model_type]
+    _swap(model)
+    return model
+
+
+@contextlib.contextmanager
+def attention_mode(model: nn.Module, mode: str) -> Iterator[None]:
+    """Run a converted model as "softmax" (its teacher), "window" (no recurrence) or "liger".
+
+    Works on a model wrapped by peft too. Softmax mode computes no cache.
+    """
+    decoder = next(m for m in model.modules() if hasattr(m, "liger_mode"))
+    before, decoder.liger_mode = decoder.liger_mode, mode
+    try:
+        yield
+    finally:
+        decoder.liger_mode = before
+
+
+def _swap(model: PreTrainedModel) -> None:
+    spec = spec_of(model.config)
+    base = bases.BASES[model.config.linearize["base"]["model_type"]]
+    own_windows = model.config.linearize["base"]["own_windows"]
+    kept = spec.softmax_layers(model.config.num_hidden_layers)
+    for i, attention in enumerate(base.attentions(model)):
+        attention.own_window = own_windows[i]
+        if i not in kept:
+            attention.__class__ = liger_class(type(attention))
+            attention.start(base, spec)
+            attention.to(next(attention.parameters()).device)
+    decoder = model.get_decoder()
+    decoder.liger_mode = "liger"
+    decoder.register_forward_pre_hook(
+        _by_layer_type if base.masks_by_layer_type else _prepare, with_kwargs=True
+    )
+    model.config._attn_implementation = ATTENTION
+
+
+def _prepare(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+    """Turn the 2-D mask, the positions and the cache into the layers' `layout`."""
+    tokens = args[0] if args else kwargs.get("input_ids")
+    if tokens is None:
+        tokens = kwargs["inputs_embeds"]
+    B, T = tokens.shape[:2]
+    cache = kwargs.get("past_key_values")
+    past = 0 if cache is None else int(cache.get_seq_length())
+    mask = _real_tokens(kwargs.pop("attention_mask", None), B, past, T)
+    positions, cu_seqlens = kwargs.get("position_ids"), None
+    if mask is not None and positions is None:
+        # real tokens count, so that padding inside a row leaves no gap either
+        kwargs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, past:]
+    elif mask is None and positions is not None and past == 0 and T > 1:
+        cu_seqlens = document_starts(positions, B)
+        if cu_seqlens is not None:
+            kwargs["use_cache"], kwargs["past_key_values"] = False, None
+    kwargs["layout"] = Layout(decoder.liger_mode, past, mask, cu_seqlens)
+    return args, kwargs
+
+
+def _by_layer_type(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+    args, kwargs = _prepare(decoder, args, kwargs)
+    kwargs["attention_mask"] = dict.fromkeys(decoder.config.layer_types)
+    return args, kwargs
+
+
+def _real_tokens(mask: Tensor | None, batch: int, past: int, T: int) -> Tensor | None:
+    """[B, past + T] bool, or None when every token is real."""
+    if mask is None:
+        return None
+    if mask.ndim != 2:
+        raise UsageError(
+            f"attention_mask of shape {tuple(mask.shape)}: converted models take the 2-D padding "
+            "mask [batch, tokens so far], 1 = real token"
+        )
+    if mask.shape[1] < past + T:
+        raise UsageError(
+            f"attention_mask covers {mask.shape[1]} tokens, but the cache holds {past} and {T} are "
+            f"new; give all {past + T}"
+        )
+    mask = mask[:, : past + T].bool()  # generate with a static cache pads it to the cache's length
+    return None if mask.all() else mask.expand(batch, -1)
+
+
+def _classes(base: bases.Base) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
+    """The converted config and model class of one family, registered with the Auto classes."""
+    name = f"Liger{base.name}"
+    common = {"__module__": __name__}
+    config = type(
+        f"{name}Config",
+        (base.config_class,),
+        {**common, "model_type": PREFIX + base.model_type, "__annotations__": {}},
+    )
+    stock = getattr(base.modeling, f"{base.name}ForCausalLM")
+    model = type(
+        f"{name}ForCausalLM",
+        (LigerMixin, stock),
+        {**common, "config_class": config, "__doc__": f"{base.name} with Liger attention."},
+    )
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    AutoModelForCausalLM.register(config, model, exist_ok=True)
+    return config, model
+
+
+CONFIGS: dict[str, type[PreTrainedConfig]] = {}
+MODELS: dict[str, type[PreTrainedModel]] = {}
+for _base in bases.BASES.values():
+    _config, _model = _classes(_base)
+    CONFIGS[_base.model_type], MODELS[_base.model_type] = _config, _model
+    globals()[_config.__name__], globals()[_model.__name__] = _config, _model

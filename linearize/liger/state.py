@@ -1,0 +1,90 @@
+"""The recurrent state and the window inside transformers' own cache (`hybrid_sliding` entries).
+
+The window holds the last `window - 1` *real* tokens of each row, right-aligned; what is missing is
+on the left and is told from the padding mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+
+def read_state(cache: Cache, layer: int) -> Tensor | None:
+    """[B, Hk, K, V] float32, or None before the first token.
+
+    `Cache.get_recurrent_state` cannot be used: it answers None until a convolution state has been
+    written, and these layers have no convolution.
+    """
+    entry = cache.layers[layer]
+    return entry.recurrent_states[0] if entry.is_recurrent_states_initialized[0] else None
+
+
+def write_state(cache: Cache, layer: int, state: Tensor) -> None:
+    """Store the state [B, Hk, K, V], copied in place so that its address stays."""
+    cache.update_recurrent_state(state, layer)
+    cache.layers[layer].has_previous_state[0] = True
+
+
+def extend_window(
+    cache: Cache, layer: int, k: Tensor, v: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Append k and v [B, T, Hk, D]; return what the T tokens can see.
+
+    - `mask`: [B, past + T] bool of all tokens so far, or None when all are real.
+
+    Returns keys and values [B, P + T, Hk, D] with P at most window - 1, and their mask
+    [B, P + T], None when all are real.
+    """
+    entry = cache.layers[layer]
+    T, before = k.shape[1], entry.get_seq_length()
+    static = hasattr(entry, "max_cache_len")
+    past = min(before, (entry.max_cache_len if static else entry.sliding_window) - 1)
+    keys, values = cache.update(k.transpose(1, 2), v.transpose(1, 2), layer)
+    if static:  # until it is full, a static entry returns its own buffer, empty places included
+        keys, values = keys[:, :, : past + T], values[:, :, : past + T]
+    visible = None
+    if mask is not None:
+        real = mask[:, :before].sum(1, keepdim=True)
+        old = torch.arange(past, device=mask.device) >= past - real
+        visible = torch.cat([old, mask[:, before:]], 1)
+    if T > 1:
+        compact = mask is not None and not mask[:, before:].all()
+        keys, values = _store(entry, static, keys, values, visible if compact else None)
+    return keys.transpose(1, 2), values.transpose(1, 2), visible
+
+
+def _store(
+    entry: Any, static: bool, keys: Tensor, values: Tensor, visible: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Keep the last real tokens of each row, not its last places, and nothing longer alive.
+
+    Returns keys and values that share no memory with what is stored.
+    """
+    if visible is None:
+        if not static:  # a slice would keep the whole prompt's keys and values in memory
+            entry.keys, entry.values = entry.keys.contiguous(), entry.values.contiguous()
+        return keys, values
+    stored = min(entry.keys.shape[2], keys.shape[2])
+    order = visible.int().argsort(dim=1, stable=True)[:, -stored:]  # padding first, then in order
+    places = order[:, None, :, None]
+    kept = [x.take_along_dim(places, 2) for x in (keys, values)]
+    if static:
+        keys, values = keys.clone(), values.clone()
+        entry.keys[:, :, :stored], entry.values[:, :, :stored] = kept
+    else:
+        entry.keys, entry.values = kept
+    return keys, values
+
+
+def cache_bytes(cache: Cache) -> int:
+    """Bytes of every tensor the cache holds."""
+    total = 0
+    for entry in cache.layers:
+        tensors = [getattr(entry, "keys", None), getattr(entry, "values", None)]
+        tensors += list(getattr(entry, "recurrent_states", {}).values())
+        total += sum(t.untyped_storage().nbytes() for t in tensors if t is not None)
+    return total

@@ -1,0 +1,93 @@
+"""Which implementation runs each op, decided in one place.
+
+`choose` answers for one call; `use` overrides it (tests, comparisons); `report` says what was
+chosen on this machine and why, for `linearize doctor`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+
+from ..errors import UsageError, suggest
+
+BACKENDS = {
+    "recurrent": "token by token, the definition",
+    "chunk": "chunks in parallel, plain torch, any device",
+    "fla": "Triton kernels of flash-linear-attention, CUDA only",
+}
+# Below this many tokens a loop over tokens beats building a chunk (docs/speed.md).
+STEP_TOKENS = 4
+
+_override: ContextVar[str | None] = ContextVar("linearize_backend", default=None)
+
+
+@contextlib.contextmanager
+def use(backend: str) -> Iterator[None]:
+    """Force one backend for every op called with `backend="auto"` inside the block."""
+    token = _override.set(_known(backend))
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def choose(backend: str, *, device: torch.device, length: int) -> str:
+    """The backend for one call on `length` tokens. Raises `UsageError` if it cannot run here."""
+    if backend == "auto":
+        backend = _override.get() or "auto"
+    if backend == "auto":
+        if device.type == "cuda" and fla_status()[0]:
+            return "fla"
+        return "recurrent" if length <= STEP_TOKENS else "chunk"
+    if _known(backend) == "fla" and not (device.type == "cuda" and fla_status()[0]):
+        reason = fla_status()[1] if device.type == "cuda" else f"the tensors are on {device.type}"
+        raise UsageError(f"backend 'fla' cannot run here: {reason}; use backend='auto'")
+    return backend
+
+
+@functools.cache
+def fla_status() -> tuple[bool, str]:
+    """Whether fla's kernels can run, and the reason. `import fla` alone proves nothing."""
+    if not torch.cuda.is_available():
+        return False, "no CUDA device"
+    try:
+        from fla.ops.gla import chunk_gla  # noqa: F401
+    except Exception as error:  # any failure of an optional package means: not available
+        return False, f"flash-linear-attention does not import ({error})"
+    return True, "CUDA device present and flash-linear-attention imports"
+
+
+def report() -> list[dict[str, Any]]:
+    """One row per op: `op`, `backend`, `why`, `improve` (None when there is nothing to gain)."""
+    ok, why = fla_status()
+    improve = None
+    if not ok and torch.cuda.is_available():
+        improve = 'pip install "linearize[fla]"'
+    elif not ok:
+        improve = "a CUDA device; on the CPU this is the fastest path there is"
+    return [
+        {
+            "op": "gla",
+            "backend": "fla" if ok else "chunk",
+            "why": why if ok else f"{why}: plain torch, chunks of 64 tokens",
+            "improve": improve,
+        },
+        {
+            "op": "window_attention",
+            "backend": "scaled_dot_product_attention",
+            "why": "blocks of one window with a band mask: exact and linear on every device",
+            "improve": None,
+        },
+    ]
+
+
+def _known(backend: str) -> str:
+    if backend not in BACKENDS:
+        raise UsageError(f"backend={backend!r} is not known{suggest(backend, [*BACKENDS, 'auto'])}")
+    return backend

@@ -1,0 +1,163 @@
+"""Sliding-window softmax attention: token t sees itself and the `window - 1` real tokens before it.
+
+`dense` is the definition, one score per pair of tokens. `blocked` cuts the row into blocks of one
+window, each of which sees itself and the block before: linear in the length, exact.
+Source: Beltagy et al., "Longformer" (arXiv 2004.05150), section 3.1.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import UsageError
+from .packed import Packed, check_cu_seqlens, document_ids
+
+MAX_BLOCK = 128  # a wider window is cut in several blocks: scores stay small (docs/speed.md)
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int,
+    mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Causal softmax attention over the last `window` real tokens, the token itself included.
+
+    - `q`: [B, T, H, K], rotated; `H` a multiple of `Hk`. With fewer queries than keys, the queries
+      are the last T of the P + T keys.
+    - `k`: [B, P + T, Hk, K], rotated; `v`: [B, P + T, Hk, V].
+    - `mask`: [B, P + T] bool, True = real token. Others are seen by nobody and give output 0; they
+      do not count in the window.
+    - `cu_seqlens`: [S + 1] boundaries of sequences packed in one row (B = 1, P = 0).
+    - `scale`: of the scores; None = K ** -0.5.
+
+    Returns [B, T, H, V] in the input's dtype. Raises `UsageError` when shapes do not fit.
+    """
+    _check(q, k, v, window, mask, cu_seqlens)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    T, keys = q.shape[1], k.shape[1]
+    if cu_seqlens is None and T * keys <= window * window:
+        return dense(q, k, v, window=window, mask=mask, scale=scale)
+    if T < keys:  # queries for the past too: at most a window of them, and one path for all lengths
+        q = F.pad(q, (0, 0, 0, 0, keys - T, 0))
+    if mask is not None:
+        packed = Packed.from_mask(mask)
+        row = (packed.pack(x) for x in (q, k, v))
+        documents = document_ids(packed.cu_seqlens, q.device)
+        o = packed.unpack(blocked(*row, window=window, scale=scale, documents=documents))
+    else:
+        documents = None
+        if cu_seqlens is not None:
+            documents = document_ids(check_cu_seqlens(cu_seqlens, *q.shape[:2]), q.device)
+        o = blocked(q, k, v, window=window, scale=scale, documents=documents)
+    return o[:, keys - T :]
+
+
+def dense(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int,
+    mask: Tensor | None = None,
+    scale: float,
+) -> Tensor:
+    """The definition. Shapes as in `window_attention`; the window counts real tokens."""
+    T, keys = q.shape[1], k.shape[1]
+    if T == 1 and keys <= window:
+        visible = None if mask is None else mask[:, None, None, :]
+    else:
+        i = torch.arange(keys - T, keys, device=q.device)[:, None]
+        j = torch.arange(keys, device=q.device)
+        if mask is None:
+            visible = (j <= i) & (i - j < window)
+        else:
+            rank = mask.cumsum(1)
+            near = rank[:, keys - T :, None] - rank[:, None, :] < window
+            visible = ((j <= i) & near & mask[:, None, :])[:, None]
+    if mask is not None and visible is not None:
+        # a masked query sees itself, so that no row is empty and nothing becomes NaN
+        visible = visible | torch.eye(keys, dtype=torch.bool, device=q.device)[keys - T :]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    o = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=visible, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    ).transpose(1, 2)
+    if mask is not None:
+        o = o.where(mask[:, keys - T :, None, None], o.new_zeros(()))
+    return o
+
+
+def blocked(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int,
+    scale: float,
+    documents: Tensor | None = None,
+) -> Tensor:
+    """Queries in blocks, each over its own block and the window before it.
+
+    `q`, `k`, `v` [B, T, H or Hk, *] of equal length; `documents` [T] keeps tokens of one row apart
+    (B = 1). The query heads of a group are stacked as further rows over their shared keys.
+    """
+    B, T, H, K = q.shape
+    Hk, V = v.shape[2:]
+    block = min(window, MAX_BLOCK)
+    count = -(-T // block)
+    past = window - 1
+    span = past + block
+    q = F.pad(q, (0, 0, 0, 0, 0, count * block - T))
+    k, v = (F.pad(x, (0, 0, 0, 0, past, count * block - T)) for x in (k, v))
+    # [B, n, Hk, G * block, K] against [B, n, Hk, span, K]
+    q = q.reshape(B, count, block, Hk, H // Hk, K).permute(0, 1, 3, 4, 2, 5).flatten(3, 4)
+    k, v = (x.unfold(1, span, block).transpose(-1, -2) for x in (k, v))
+    i = torch.arange(block, device=q.device)[:, None]
+    j = torch.arange(span, device=q.device)
+    visible = (j >= i) & (j <= i + past)  # key j of the span is token j - past of the block
+    start = torch.arange(count, device=q.device)[:, None, None] * block
+    visible = visible & (start + j >= past)  # before the row's start
+    if documents is not None:
+        own = F.pad(documents, (0, count * block - T), value=-1).view(count, block, 1)
+        seen = F.pad(documents, (past, count * block - T), value=-1).unfold(0, span, block)
+        visible = visible & (own == seen[:, None, :])
+    visible = visible.repeat(1, H // Hk, 1)[None, :, None]  # [1, n, 1, G * block, span]
+    o = _attend(q, k, v, visible, scale)
+    o = o.unflatten(3, (H // Hk, block)).permute(0, 1, 4, 2, 3, 5)
+    return o.reshape(B, count * block, H, V)[:, :T]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> Tensor:
+    B, n = q.shape[:2]
+    visible = visible.expand(B, n, 1, *visible.shape[3:]).flatten(0, 1)
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    o = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale)
+    return o.unflatten(0, (B, n))
+
+
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None, cu_seqlens: Tensor | None
+) -> None:
+    B, T, H, K = q.shape
+    keys, Hk = k.shape[1:3]
+    if k.shape != (B, keys, Hk, K) or v.shape[:3] != (B, keys, Hk) or keys < T:
+        raise UsageError(
+            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit: q [B, T, H, K], "
+            "k [B, P + T, Hk, K], v [B, P + T, Hk, V]"
+        )
+    if H % Hk:
+        raise UsageError(f"{H} query heads are not a multiple of {Hk} key/value heads")
+    if window < 1:
+        raise UsageError(f"window={window} must be at least 1: it counts the token itself")
+    if mask is not None and cu_seqlens is not None:
+        raise UsageError("give mask (a padded batch) or cu_seqlens (a packed row), not both")
+    if mask is not None and mask.shape != (B, keys):
+        raise UsageError(f"mask {tuple(mask.shape)} must cover all keys: [{B}, {keys}]")
+    if cu_seqlens is not None and keys != T:
+        raise UsageError(f"with cu_seqlens there is no past: {T} queries need {T} keys, not {keys}")
