@@ -1,0 +1,174 @@
+"""The model card (README.md) that is saved beside a converted model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from . import figures
+
+# Identifiers the hub accepts for `license`; any other licence is "other" with a name.
+# fmt: off
+_HUB_LICENCES = {
+    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "mpl-2.0", "gpl-3.0", "lgpl-3.0",
+    "agpl-3.0", "unlicense", "isc", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0",
+    "cc-by-nc-sa-4.0", "openrail", "bigcode-openrail-m", "bigscience-openrail-m", "llama2",
+    "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4", "gemma",
+}
+# fmt: on
+
+_LOAD = """\
+```python
+import linearize
+
+model = linearize.load("{path}")
+```
+
+With transformers, after `import linearize`:
+
+```python
+import linearize
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{path}")
+tokenizer = AutoTokenizer.from_pretrained("{path}")
+```
+
+Where nothing can be imported first (servers, evaluation harnesses), pass `trust_remote_code=True`:
+the checkpoint carries one line that takes the class from the installed package
+(`pip install linearize`). On the command line: `decode {path} --prompt "..."`.
+"""
+
+
+def model_card(result: dict[str, Any], *, path: str = "path/to/this/model") -> str:
+    """README.md of a converted model, with the YAML front matter of the Hugging Face hub.
+
+    - `result`: what `result.json` holds.
+    - `path`: what the loading examples load.
+
+    The licence of the base is passed on where it is known; where it is not, the card says so.
+    """
+    name = str(result["base"]["name"])
+    sections = {
+        None: _summary(result),
+        "Load it": _LOAD.format(path=path),
+        "How much survived": _numbers(result),
+        "Data and recipe": _recipe(result),
+        "Limits": _limits(result),
+        "Licence": _licence_text(result["base"]),
+        "Provenance": _provenance(result),
+    }
+    front = yaml.safe_dump(_front_matter(result), sort_keys=False)
+    body = [f"---\n{front}---\n", f"# {Path(name).name}, linearized\n"]
+    for heading, text in sections.items():
+        body += [f"## {heading}\n"] * (heading is not None) + [text]
+    return "\n".join(body)
+
+
+def _front_matter(result: dict[str, Any]) -> dict[str, Any]:
+    base = result["base"]
+    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    if _is_hub_id(base["name"]):
+        front |= {"base_model": base["name"], "base_model_relation": "finetune"}
+    licence = base.get("license")
+    if not licence:
+        front["license"] = "unknown"
+    elif licence.lower() in _HUB_LICENCES:
+        front["license"] = licence.lower()
+    else:
+        name = re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-")
+        front |= {"license": "other", "license_name": name}
+    return front | {"tags": ["linearize", "liger", result["spec"]["gate"], "linear-attention"]}
+
+
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+
+
+def _summary(result: dict[str, Any]) -> str:
+    base, spec = str(result["base"]["name"]), result["spec"]
+    name = f"[{base}](https://huggingface.co/{base})" if _is_hub_id(base) else f"`{base}`"
+    state = figures.bytes_text(result["state_bytes"]["total"])
+    if spec["mix"] == "window":
+        what = f"a softmax window of {spec['window']} tokens"
+    else:
+        what = (
+            f"Liger layers: a gated linear recurrence (`{spec['gate']}`) beside a softmax window "
+            f"of {spec['window']} tokens"
+        )
+    text = f"{name} with its softmax attention replaced by {what}. "
+    kept, even = spec["keep_softmax"], figures.break_even(result)
+    if kept:
+        text += (
+            f"Layers {', '.join(map(str, kept))} keep full softmax attention, so memory still "
+            f"grows with length, beside a constant {state} per sequence."
+        )
+    else:
+        text += f"Memory per sequence is constant: {state}, whatever the length."
+    if even is not None:
+        text += f" The base's KV cache is larger than that from {even:,} tokens on."
+    share = result["trained_parameters"] / result["total_parameters"]
+    return (
+        f"{text}\n\n{result['trained_parameters']:,} of {result['total_parameters']:,} parameters "
+        f"({share:.2%}) were trained, on {result['tokens']:,} tokens, with `linearize`.\n"
+    )
+
+
+def _numbers(result: dict[str, Any]) -> str:
+    rows = "\n".join(
+        f"| {r.label} | {r.loss:.4f} | {r.perplexity:.3f} | {r.ratio:.4f} |"
+        for r in figures.losses(result)
+    )
+    return (
+        f"On {result['data']['eval_tokens']:,} held-out tokens:\n\n"
+        "| | loss (nats/token) | perplexity | ratio to the teacher |\n"
+        f"| --- | --- | --- | --- |\n{rows}\n\n"
+        "The window alone stands beside the result because it is what a conversion has to beat: "
+        "the difference is what recurrence and training add.\n"
+    )
+
+
+def _recipe(result: dict[str, Any]) -> str:
+    data = result["data"]
+    recipe = yaml.safe_dump(result["recipe"], sort_keys=False, allow_unicode=True)
+    return (
+        f"`{data['source']}`: {data['documents']:,} documents, {data['train_tokens']:,} tokens to "
+        f"train on and {data['eval_tokens']:,} held out; {result['tokens']:,} tokens seen in "
+        f"{result['steps']:,} steps.\n\n```yaml\n{recipe}```\n"
+    )
+
+
+def _limits(result: dict[str, Any]) -> str:
+    window = result["spec"]["window"]
+    return (
+        f"- What lies more than {window} tokens back is known only through a state of fixed size. "
+        "Recall of exact details from there (names, numbers, code far above) is worse than the "
+        "base's, and perplexity hardly shows it: measure the recall your use needs.\n"
+        "- The numbers above are for held-out text of the training source; other text can lose "
+        "more.\n"
+        "- What the base's card says about bias, safety and intended use holds here too.\n"
+    )
+
+
+def _licence_text(base: dict[str, Any]) -> str:
+    if base.get("license"):
+        return f"The base states: {base['license']}. This model is derived from it.\n"
+    return "The base states no licence. Find out what you may do before you pass this model on.\n"
+
+
+def _provenance(result: dict[str, Any]) -> str:
+    base = result["base"]
+    spec = ", ".join(f"{key}={value}" for key, value in result["spec"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    failed = [c["name"] for c in result["checks"] if not c["passed"]]
+    checks = f"failed: {', '.join(failed)}" if failed else f"all {len(result['checks'])} passed"
+    return (
+        f"- base: `{base['name']}` ({base['model_type']}, {base['parameters']:,} parameters), "
+        f"content hash `{base['hash']}`\n"
+        f"- spec: `{spec}`\n"
+        f"- checks after saving: {checks}\n"
+        f"- versions: {versions}; device {result['device']}\n"
+    )
