@@ -1,0 +1,206 @@
+"""How large things are: parameters, state, cache, training memory. Arithmetic only, no weights.
+
+Letters: L layers, H query heads, Hk key/value heads, K = V = D head size, W window in keys,
+E hidden size, F MLP size, b bytes per element of the model's dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from ..errors import UsageError, suggest
+from . import bases
+from .modeling import MODELS, liger_config
+from .spec import LigerSpec
+
+LENGTHS = tuple(1024 * 2**i for i in range(8))  # tokens: 1k to 128k
+_STATE = 4  # bytes: the recurrent state is float32 whatever the model's dtype
+_LOSS_CHUNKS = 5 * 2**26  # bytes: float32 copies of a part of the logits while the loss is computed
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the arithmetic needs of a base and a spec.
+
+    - `converted`, `kept`: indices of layers that become Liger layers, or stay softmax.
+    - `own_windows`: the base's own attention window per layer in keys, None = unlimited.
+    """
+
+    hidden: int
+    mlp: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    converted: tuple[int, ...]
+    kept: tuple[int, ...]
+    own_windows: tuple[int | None, ...]
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig, spec: LigerSpec) -> Shape:
+        """The shape of a base's config. Raises `InputError` for an unsupported family."""
+        base = bases.find(config)
+        layers = range(config.num_hidden_layers)
+        kept = spec.softmax_layers(len(layers))
+        return cls(
+            hidden=config.hidden_size,
+            mlp=config.intermediate_size,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=getattr(config, "head_dim", None)
+            or config.hidden_size // config.num_attention_heads,
+            vocabulary=config.vocab_size,
+            converted=tuple(i for i in layers if i not in kept),
+            kept=tuple(sorted(kept)),
+            own_windows=tuple(base.own_window(config, i) for i in layers),
+        )
+
+    def kv_bytes(self, dtype: torch.dtype) -> int:
+        """Keys and values of one token in one layer: 2 Hk D b."""
+        return 2 * self.kv_heads * self.head_dim * dtype.itemsize
+
+
+def base_model(config: PreTrainedConfig) -> nn.Module:
+    """The base on the meta device: names and shapes, no weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def converted_model(config: PreTrainedConfig, spec: LigerSpec) -> nn.Module:
+    """The converted model on the meta device. Raises as `liger_config` does."""
+    with torch.device("meta"):
+        return MODELS[config.model_type](liger_config(config, spec))
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of parameters, tied ones counted once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def mix_parameters(model: nn.Module) -> int:
+    """Parameters that the conversion added: one per query head and layer for `mix="learned"`."""
+    return sum(p.numel() for name, p in model.named_parameters() if name.endswith("mix.weight"))
+
+
+def lora_parameters(model: nn.Module, *, rank: int, targets: Iterable[str]) -> int:
+    """Parameters of LoRA adapters: rank * (in + out) per targeted linear layer.
+
+    `targets` are matched as peft does: the end of a module's dotted name.
+    Raises `UsageError` for a target that no linear layer has.
+    """
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    chosen: dict[str, nn.Linear] = {}
+    for target in targets:
+        hits = {n: m for n, m in linear.items() if n == target or n.endswith(f".{target}")}
+        if not hits:
+            known = {name.rpartition(".")[2] for name in linear}
+            raise UsageError(f"lora.targets: no layer '{target}' here{suggest(target, known)}")
+        chosen |= hits
+    return sum(rank * (m.in_features + m.out_features) for m in chosen.values())
+
+
+def state_bytes(shape: Shape, spec: LigerSpec, dtype: torch.dtype) -> dict[str, int]:
+    """Bytes that converted layers hold per sequence, at any length of at least W - 1 tokens.
+
+    `recurrent` = L Hk K V 4 (none for `mix="window"`), `window` = L 2 Hk (W - 1) D b: the cache
+    keeps the W - 1 keys and values before the current token. `total` is their sum.
+    """
+    layers = len(shape.converted)
+    matrix = 0 if spec.mix == "window" else shape.head_dim**2 * _STATE
+    recurrent = layers * shape.kv_heads * matrix
+    window = layers * (spec.window - 1) * shape.kv_bytes(dtype)
+    return {"recurrent": recurrent, "window": window, "total": recurrent + window}
+
+
+def kv_bytes_per_token(shape: Shape, dtype: torch.dtype) -> int:
+    """Bytes by which the base's KV cache grows with each token, before any window of its own."""
+    return len(shape.own_windows) * shape.kv_bytes(dtype)
+
+
+def base_cache_bytes(shape: Shape, tokens: int, dtype: torch.dtype) -> int:
+    """Bytes of the base's KV cache after `tokens` tokens of one sequence."""
+    return _kv_bytes(shape, range(len(shape.own_windows)), tokens, dtype)
+
+
+def converted_cache_bytes(shape: Shape, spec: LigerSpec, tokens: int, dtype: torch.dtype) -> int:
+    """Bytes of the converted model's cache: state, window, and KV of layers kept as softmax.
+
+    Kept layers grow without limit there, whatever window the base had.
+    """
+    state = state_bytes(shape, spec, dtype)
+    filled = len(shape.converted) * min(tokens, spec.window - 1) * shape.kv_bytes(dtype)
+    return state["recurrent"] + filled + len(shape.kept) * tokens * shape.kv_bytes(dtype)
+
+
+def break_even(shape: Shape, spec: LigerSpec, dtype: torch.dtype) -> int | None:
+    """Tokens from which the converted cache is no larger than the base's; None = never."""
+    if not shape.converted:
+        return None
+    total = state_bytes(shape, spec, dtype)["total"]
+    tokens = math.ceil(total / (len(shape.converted) * shape.kv_bytes(dtype)))
+    now = converted_cache_bytes(shape, spec, tokens, dtype)
+    return tokens if now <= base_cache_bytes(shape, tokens, dtype) else None
+
+
+def training_bytes(
+    shape: Shape,
+    spec: LigerSpec,
+    *,
+    total: int,
+    adapters: int,
+    mix: int = 0,
+    batch_size: int,
+    seq_len: int,
+    dtype: torch.dtype,
+    checkpointing: bool = False,
+    teacher: bool = True,
+) -> dict[str, int]:
+    """Estimate of the memory that training takes on one device, in bytes.
+
+    - `total`: parameters of the converted model; `adapters`: of LoRA, 0 = everything is trained,
+      in float32; `mix`: trained beside the adapters.
+    - `weights`: total * b (4 if everything is trained) + adapters * 4.
+    - `optimizer`: trained * (4 gradient + 8 AdamW moments).
+    - `activations`: B T (L_converted a + L_kept a') with, per token and layer,
+      a = 3bF + 13E + (9.5b + 8) HD + (2.3b + 30) HkD + 2.25bGW and
+      a' = 3bF + 13E + 2b(HD + HkD); b(F + 2E + 2HD) more each if everything is trained. Without
+      recurrence (`mix="window"`) a is a' + 2.25bGW. With checkpointing: one layer's a, and bE for
+      each layer. The factors are fitted to what autograd saves on the CPU; kernels save less.
+    - `logits`: B T V b for each of student, gradient and `teacher`, and 320 MiB at most of float32
+      copies of a part of them.
+    """
+    b = dtype.itemsize if adapters else 4
+    heads, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    trained = adapters + mix if adapters else total
+    kept = 3 * b * shape.mlp + 13 * shape.hidden + 2 * b * (heads + kv)
+    if not adapters:
+        kept += b * (shape.mlp + 2 * shape.hidden + 2 * heads)
+    converted = kept + 2.25 * b * spec.window * shape.heads / shape.kv_heads
+    if spec.mix != "window":
+        converted += (7.5 * b + 8) * heads + (0.3 * b + 30) * kv
+    if checkpointing:
+        layers = len(shape.own_windows)
+        per_token = max(kept, converted) + layers * b * shape.hidden
+    else:
+        per_token = len(shape.converted) * converted + len(shape.kept) * kept
+    tokens = batch_size * seq_len
+    logits = tokens * shape.vocabulary
+    sizes = {
+        "weights": total * b + adapters * 4,
+        "optimizer": trained * (4 + 8),
+        "activations": round(tokens * per_token),
+        "logits": logits * b * (3 if teacher else 2) + min(_LOSS_CHUNKS, logits * 4 * 5),
+    }
+    return {**sizes, "total": sum(sizes.values())}
+
+
+def _kv_bytes(shape: Shape, layers: Iterable[int], tokens: int, dtype: torch.dtype) -> int:
+    windows = (shape.own_windows[i] for i in layers)
+    held = sum(tokens if w is None else min(tokens, w - 1) for w in windows)
+    return held * shape.kv_bytes(dtype)
