@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .packing import Rows
+from .packing import IGNORED, Rows
 
 
 @contextlib.contextmanager
@@ -60,9 +60,9 @@ def token_losses(
             # One row at a time: a float32 copy of all logits would double the peak.
             for scores, targets in zip(logits, batch["targets"], strict=True):
                 losses = F.cross_entropy(
-                    scores.float(), targets, ignore_index=-100, reduction="none"
+                    scores.float(), targets, ignore_index=IGNORED, reduction="none"
                 )
-                found.append(losses.masked_fill(targets == -100, torch.nan).cpu())
+                found.append(losses.masked_fill(targets == IGNORED, torch.nan).cpu())
     return torch.stack(found) if found else torch.empty(0, rows.seq_len)
 
 

@@ -10,32 +10,37 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+import zlib
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
 
 from ..errors import CheckError, Interrupted, OutputError, UsageError
 from ..recipe import TrainingSettings
 from . import checkpoint, objectives
 from .checkpoint import Progress
+from .devices import prepared
 from .interrupt import StopRequest
 from .optimizer import adamw, set_rate, share_of_rate, steps_of
-from .packing import Rows, row_at
+from .packing import IGNORED, Rows, row_at
 from .progress import METRICS, Reporter, memory, read
+
+OnStep = Callable[[dict[str, Any]], None]
+Evaluate = Callable[[nn.Module], float]
 
 # These may change between a run and its continuation; everything else must be the same.
 _FREE = {"checkpoint_every", "eval_every", "log_every", "device", "gradient_checkpointing"}
-_PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,9 @@ def train(
     settings: TrainingSettings,
     run_dir: Path,
     teacher: objectives.Teacher | None = None,
-    evaluate: Callable[[nn.Module], float] | None = None,
+    evaluate: Evaluate | None = None,
     resume: bool = False,
-    on_step: Callable[[dict[str, Any]], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> TrainResult:
     """Train every parameter that requires grad, in place, until the token budget is used up.
 
@@ -81,14 +86,16 @@ def train(
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
     """
     objectives.check(settings.objective)
-    if not resume and (held := checkpoint.latest(run_dir)):
+    held = checkpoint.latest(run_dir)
+    if held and not resume:
         raise OutputError(
             f"{run_dir} already holds a run ({held.name}); continue it with --resume, "
             "or choose an empty directory"
         )
-    with _prepared(model, settings) as accelerator:
+    with prepared(model, settings) as accelerator:
         run = _Run(accelerator, model, rows, settings, run_dir, teacher)
-        run.start(resume)
+        if held:
+            run.restore(held)
         return run.finish(evaluate, on_step)
 
 
@@ -110,227 +117,176 @@ class _Run:
         self.steps, self.step_tokens = steps_of(
             settings, seq_len=rows.seq_len, processes=self.processes
         )
+        self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if self.steps and not len(rows):
             raise UsageError("there are no rows to train on; use more text or a smaller seq_len")
-        self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if self.steps and not self.parameters:
             raise UsageError("no parameter requires grad, so there is nothing to train")
         self.student = model
         if self.steps and self.processes > 1:
-            # Buffers are the same everywhere: nothing here changes them.
+            # No step changes a buffer, so there is none to broadcast.
             self.student = DistributedDataParallel(model, broadcast_buffers=False)
-        self.optimizer = adamw(self.parameters, settings) if self.parameters else None
+        self.optimizer = adamw(self.parameters, settings) if self.steps else None
+        # What must stay the same between a run and its continuation.
+        self.identity = settings.model_dump(mode="json", exclude=_FREE) | {
+            "processes": self.processes,
+            "seq_len": rows.seq_len,
+            "boundaries": rows.boundaries,
+            "training text (checksum)": zlib.crc32(rows.starts, zlib.crc32(rows.tokens)),
+        }
         self.progress = Progress()
-        self.began = time.perf_counter()
 
-    def start(self, resume: bool) -> None:
-        """Go to where the newest checkpoint left off, if asked to."""
-        path = checkpoint.latest(self.run_dir) if resume else None
-        if path is None:
-            return
+    def restore(self, path: Path) -> None:
+        """Go to where a checkpoint left off."""
         self.progress, extra = checkpoint.load(
-            path,
-            parameters=self.parameters,
-            optimizer=self.optimizer,
-            settings=self._fingerprint(),
+            path, parameters=self.parameters, optimizer=self.optimizer, settings=self.identity
         )
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(extra["scaler"])
-        self.began -= self.progress.seconds
 
-    def finish(
-        self,
-        evaluate: Callable[[nn.Module], float] | None,
-        on_step: Callable[[dict[str, Any]], None] | None,
-    ) -> TrainResult:
+    def finish(self, evaluate: Evaluate | None, on_step: OnStep | None) -> TrainResult:
         """All remaining steps."""
+        settings, accelerator = self.settings, self.accelerator
         done, losses = self.progress.step, list(self.progress.losses)
-        evaluated = {r["step"] for r in read(self.run_dir / METRICS, done) if "eval_loss" in r}
-        main = self.accelerator.is_main_process
-        reporter = Reporter(self.run_dir, steps=self.steps, start=done, silent=not main)
+        began = time.perf_counter() - self.progress.seconds
+        kept = read(self.run_dir / METRICS, done) if done else []
+        evaluated = {record["step"] for record in kept if "eval_loss" in record}
+        main = accelerator.is_main_process
+        logged = time.perf_counter(), done
 
         def measure(step: int) -> None:
-            if evaluate is not None and step not in evaluated:
-                loss = evaluate(self.model)
-                tokens = step * self.step_tokens
-                reporter.write({"step": step, "tokens": tokens, "eval_loss": loss})
+            if evaluate is None or step in evaluated:
+                return
+            loss = evaluate(self.model)
+            if not math.isfinite(loss):
+                raise self._failed(f"held-out loss became {loss}", step)
+            tokens = step * self.step_tokens
+            reporter.write({"step": step, "tokens": tokens, "eval_loss": loss})
 
-        self.model.train()
-        logged = time.perf_counter(), done
-        with reporter, StopRequest() as stop:
-            if done == 0:
+        with Reporter(self.run_dir, kept, steps=self.steps, silent=not main) as reporter:
+            if not done:
                 measure(0)
-            for step in range(done + 1, self.steps + 1):
-                record, asked = self._step(step, bool(stop))
-                losses.append(record["loss"])
-                last = step == self.steps
-                if step % self.settings.log_every == 0 or last:
-                    now = time.perf_counter()
-                    speed = (step - logged[1]) * self.step_tokens / max(now - logged[0], 1e-9)
-                    record |= {"tokens_per_second": speed, "seconds": now - self.began}
-                    record["memory_bytes"] = memory(self.accelerator.device)
-                    reporter.write(record)
-                    if on_step is not None and main:
-                        on_step(record)
-                    logged = time.perf_counter(), step
-                if last or (self.settings.eval_every and step % self.settings.eval_every == 0):
-                    measure(step)
-                if asked or last or step % self.settings.checkpoint_every == 0:
-                    self._save(step, losses)
-                if asked and not last:
-                    raise Interrupted(
-                        f"interrupted after {step} of {self.steps} steps; everything is saved in "
-                        f"{self.run_dir}; the same command with --resume continues"
-                    )
-        return TrainResult(
-            self.steps, self.steps * self.step_tokens, time.perf_counter() - self.began, losses
-        )
+            with StopRequest() as stop:
+                for step in range(done + 1, self.steps + 1):
+                    record = self._step(step)
+                    losses.append(record["loss"])
+                    last = step == self.steps
+                    if last or step % settings.log_every == 0:
+                        now = time.perf_counter()
+                        speed = (step - logged[1]) * self.step_tokens / (now - logged[0])
+                        record |= {"tokens_per_second": speed, "seconds": now - began}
+                        record["memory_bytes"] = memory(accelerator.device)
+                        reporter.write(record)
+                        if on_step is not None and main:
+                            on_step(record)
+                        logged = now, step
+                    if last or (settings.eval_every and step % settings.eval_every == 0):
+                        measure(step)
+                    asked = self._any(bool(stop))
+                    if asked or last or step % settings.checkpoint_every == 0:
+                        self._save(step, time.perf_counter() - began, losses)
+                    if asked and not last:
+                        raise Interrupted(
+                            f"interrupted after {step} of {self.steps} steps; they are saved in "
+                            f"{self.run_dir}; the same command with --resume continues"
+                        )
+        seconds = time.perf_counter() - began
+        return TrainResult(self.steps, self.steps * self.step_tokens, seconds, losses)
 
-    def _step(self, step: int, asked: bool) -> tuple[dict[str, Any], bool]:
-        """One optimizer step; its record, and whether any process was asked to stop."""
+    def _step(self, step: int) -> dict[str, Any]:
+        """One optimizer step; what `metrics.jsonl` says about it."""
         accelerator, settings = self.accelerator, self.settings
-        # Not the seed plus the step: two seeds must not share their streams.
+        # A string, not seed + step: two seeds must not share a stream.
         key = f"{settings.seed}/{step}/{accelerator.process_index}"
         torch.manual_seed(random.Random(key).getrandbits(63))
         share = share_of_rate(step - 1, self.steps, settings)
         set_rate(self.optimizer, share)
+
         batches = [self._batch(step, part) for part in range(settings.accumulate)]
-        counts = torch.stack([(batch["targets"] != -100).sum() for batch in batches])
+        counts = torch.stack([(batch["targets"] != IGNORED).sum() for batch in batches])
         everywhere = accelerator.reduce(counts.sum(), reduction="sum").clamp(min=1)
-        # DDP averages gradients over processes; the mean here is over tokens.
+        # Times the processes, because DDP averages their gradients.
         weights = counts * (self.processes / everywhere)
         sums: dict[str, Tensor] = {}
         for part, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
-            synced = part == settings.accumulate - 1
-            with nullcontext() if synced else accelerator.no_sync(self.student):
-                with accelerator.autocast():
-                    forward = objectives.Forward(
-                        self.model, batch, teacher=self.teacher, student=self.student
-                    )
-                    loss, values = objectives.total(forward, settings.objective)
-                del forward  # the logits: backward keeps what it needs
-                loss = loss * weight
-                accelerator.backward(loss)
-            for name, value in {"loss": loss.detach(), **values}.items():
-                value = value if name == "loss" else value * weight
-                sums[name] = sums[name] + value if name in sums else value
-        norm = accelerator.clip_grad_norm_(self.parameters.values(), settings.clip)
-        numbers = torch.stack([*sums.values(), torch.tensor(float(asked), device=norm.device)])
-        numbers = accelerator.reduce(numbers.float(), reduction="mean")
-        *found, stop, norm = torch.cat([numbers, norm.float()[None]]).tolist()
-        values = dict(zip(sums, found, strict=True))
-        self._refuse_nan(step, values["loss"], norm, share * settings.learning_rate)
-        self._update()
+            last = part == settings.accumulate - 1
+            with nullcontext() if last else accelerator.no_sync(self.student):
+                found = self._backward(batch, weight)
+            sums = {name: sums.get(name, 0) + value for name, value in found.items()}
+        if accelerator.scaler is not None:
+            accelerator.scaler.unscale_(self.optimizer)
+        norm = clip_grad_norm_(self.parameters.values(), settings.clip)
+
+        means = accelerator.reduce(torch.stack(list(sums.values())).float(), reduction="mean")
+        *means, norm = torch.cat([means, norm.float()[None]]).tolist()
+        values = dict(zip(sums, means, strict=True))
+        self._refuse_nan(step, values["loss"], norm)
+        if accelerator.scaler is None:
+            self.optimizer.step()
+        else:
+            accelerator.scaler.step(self.optimizer)  # leaves out steps where float16 overflowed
+            accelerator.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        rate = share * settings.learning_rate
         record = {"step": step, "tokens": step * self.step_tokens, **values}
-        return record | {"lr": share * settings.learning_rate, "grad_norm": norm}, stop > 0
+        return record | {"lr": rate, "grad_norm": norm}
+
+    def _backward(self, batch: dict[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
+        """Forward and backward of one micro-batch: weighted loss and objectives, detached."""
+        with self.accelerator.autocast():
+            forward = objectives.Forward(
+                self.model, batch, teacher=self.teacher, student=self.student
+            )
+            loss, values = objectives.total(forward, self.settings.objective)
+        del forward  # the teacher's logits: what backward needs, it holds itself
+        loss = loss * weight
+        scaler = self.accelerator.scaler
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        return {"loss": loss.detach()} | {name: value * weight for name, value in values.items()}
 
     def _batch(self, step: int, part: int) -> dict[str, Tensor]:
-        size = self.settings.batch_size
+        """Micro-batch `part` of a step for this process, on its device."""
+        size, device = self.settings.batch_size, self.accelerator.device
         number = ((step - 1) * self.settings.accumulate + part) * self.processes
         first = (number + self.accelerator.process_index) * size
         order = (row_at(i, len(self.rows), self.settings.seed) for i in range(first, first + size))
-        batch = self.rows.batch(list(order))
-        return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+        return {name: tensor.to(device) for name, tensor in self.rows.batch(order).items()}
 
-    def _update(self) -> None:
-        scaler = self.accelerator.scaler
-        if scaler is None:
-            self.optimizer.step()
-        else:
-            scaler.step(self.optimizer)  # leaves the step out where float16 overflowed
-            scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def _refuse_nan(self, step: int, loss: float, norm: float, rate: float) -> None:
+    def _refuse_nan(self, step: int, loss: float, norm: float) -> None:
         scaler = self.accelerator.scaler
         # Float16 gradients overflow now and then; the scaler skips the step and scales down.
         searching = scaler is not None and scaler.get_scale() > 1
-        bad = [("loss", loss)] if not _finite(loss) else []
-        if not _finite(norm) and not searching:
-            bad.append(("gradient norm", norm))
-        if bad:
-            kept = checkpoint.latest(self.run_dir)
-            last = f"the last good checkpoint is {kept}" if kept else "no checkpoint was due yet"
-            what = " and ".join(f"{name} became {value}" for name, value in bad)
-            raise CheckError(
-                f"{what} in step {step} of {self.steps} at learning rate {rate:.3g}; {last}; "
-                "lower training.learning_rate, or train with training.dtype=float32"
-            )
+        if not math.isfinite(loss):
+            raise self._failed(f"loss became {loss}", step)
+        if not math.isfinite(norm) and not searching:
+            raise self._failed(f"gradient norm became {norm}", step)
 
-    def _save(self, step: int, losses: list[float]) -> None:
+    def _failed(self, what: str, step: int) -> CheckError:
+        kept = checkpoint.latest(self.run_dir)
+        last = f"the last good checkpoint is {kept}" if kept else "no checkpoint was due yet"
+        share = share_of_rate(max(step, 1) - 1, self.steps, self.settings)
+        rate = share * self.settings.learning_rate
+        return CheckError(
+            f"{what} in step {step} of {self.steps} at learning rate {rate:.3g}; {last}; "
+            "lower training.learning_rate, or train with training.dtype=float32"
+        )
+
+    def _any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process: signals reach them at different steps."""
+        if self.processes == 1:
+            return flag
+        flags = torch.tensor(float(flag), device=self.accelerator.device)
+        return self.accelerator.reduce(flags, reduction="sum").item() > 0
+
+    def _save(self, step: int, seconds: float, losses: list[float]) -> None:
+        scaler = self.accelerator.scaler
         if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
             checkpoint.save(
                 self.run_dir,
-                Progress(
-                    step, step * self.step_tokens, time.perf_counter() - self.began, tuple(losses)
-                ),
+                Progress(step, step * self.step_tokens, seconds, tuple(losses)),
                 parameters=self.parameters,
                 optimizer=self.optimizer,
-                settings=self._fingerprint(),
+                settings=self.identity,
                 extra={} if scaler is None else {"scaler": scaler.state_dict()},
             )
         self.accelerator.wait_for_everyone()
-
-    def _fingerprint(self) -> dict[str, Any]:
-        """What must be the same for a continuation to be one."""
-        sample = self.rows.batch([0, len(self.rows) // 2, len(self.rows) - 1])["input_ids"]
-        return self.settings.model_dump(mode="json", exclude=_FREE) | {
-            "processes": self.processes,
-            "rows": len(self.rows),
-            "seq_len": self.rows.seq_len,
-            "first, middle and last row": random.Random(str(sample.tolist())).getrandbits(32),
-        }
-
-
-@contextmanager
-def _prepared(model: nn.Module, settings: TrainingSettings) -> Iterator[Accelerator]:
-    """An accelerator for these settings, with the model on its device."""
-    accelerator = _accelerator(model, settings)
-    model.to(accelerator.device)
-    if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
-    try:
-        yield accelerator
-    finally:
-        if settings.gradient_checkpointing:
-            model.disable_input_require_grads()
-            model.gradient_checkpointing_disable()
-
-
-def _accelerator(model: nn.Module, settings: TrainingSettings) -> Accelerator:
-    """Device, processes and precision. Accelerate keeps them as process-wide state: reset first."""
-    state = PartialState if PartialState._shared_state else None
-    alone = state is None or PartialState().num_processes == 1
-    AcceleratorState._reset_state(reset_partial_state=alone)
-    wanted = settings.device
-    try:
-        device = None if wanted == "auto" else torch.device(wanted)
-        if device is not None and device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(device)
-        accelerator = Accelerator(
-            mixed_precision=_precision(model, settings),
-            cpu=device is not None and device.type == "cpu",
-        )
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise UsageError(
-            f"cannot train with training.device={wanted}, training.dtype={settings.dtype}: {error}"
-        ) from error
-    if device is not None and device.type != accelerator.device.type:
-        raise UsageError(
-            f"training.device={wanted} is not available; this machine has {accelerator.device}"
-        )
-    return accelerator
-
-
-def _precision(model: nn.Module, settings: TrainingSettings) -> str:
-    """Accelerate's word for the autocast dtype; `auto` is the lowest among the parameters."""
-    if settings.dtype != "auto":
-        return _PRECISION.get(getattr(torch, settings.dtype), "no")
-    held: Mapping[torch.dtype, Any] = dict.fromkeys(p.dtype for p in model.parameters())
-    return next((word for dtype, word in _PRECISION.items() if dtype in held), "no")
-
-
-def _finite(value: float) -> bool:
-    return abs(value) != float("inf") and value == value

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import UsageError, suggest
 from .evaluate import evaluating, model_inputs
+from .packing import IGNORED
 
 Teacher = Callable[[], AbstractContextManager]
 
@@ -57,7 +58,9 @@ class Forward:
     def teacher_logits(self) -> Tensor:
         """The teacher's `[B, T, V]`: no gradient, eval mode. Raises `UsageError` without one."""
         if self._teacher is None:
-            raise UsageError("objective 'distill' needs a teacher; use objective 'next_token'")
+            raise UsageError(
+                "this objective needs a teacher, and there is none; use 'next_token' alone"
+            )
         with torch.no_grad(), self._teacher(), evaluating(self.model):
             return self.model(**model_inputs(self.batch)).logits
 
@@ -81,7 +84,7 @@ def next_token(step: Forward) -> Tensor:
     """Cross entropy in nats per target token."""
 
     def loss(targets: Tensor, logits: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), targets, ignore_index=-100, reduction="sum")
+        return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
 
     return token_mean(loss, step.targets, step.logits)
 
@@ -94,7 +97,7 @@ def distill(step: Forward) -> Tensor:
         student = F.log_softmax(logits.float(), -1)
         teacher = F.log_softmax(teacher_logits.float(), -1)
         divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
-        return divergence.masked_fill(targets == -100, 0).sum()
+        return divergence.masked_fill(targets == IGNORED, 0).sum()
 
     return token_mean(loss, step.targets, step.logits, step.teacher_logits)
 
@@ -121,7 +124,7 @@ def token_mean(loss: Callable[..., Tensor], targets: Tensor, *logits: Tensor) ->
             checkpoint(loss, *chunk, use_reentrant=False, preserve_rng_state=False)
             for chunk in chunks
         )
-    return total / (targets != -100).sum().clamp(min=1)
+    return total / (targets != IGNORED).sum().clamp(min=1)
 
 
 def check(weights: Mapping[str, float]) -> None:

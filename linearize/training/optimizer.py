@@ -49,6 +49,7 @@ def adamw(parameters: Mapping[str, nn.Parameter], settings: TrainingSettings) ->
         ([p for p in rest if p.ndim <= 1], rate, 0.0),
         (mix, settings.mix_learning_rate or rate, 0.0),
     ]
+    # One kernel call per group instead of a dozen per parameter; as exact, on CPU too.
     fused = all(p.device.type in {"cpu", "cuda"} for p in parameters.values())
     return torch.optim.AdamW(
         [{"params": p, "rate": r, "lr": r, "weight_decay": w} for p, r, w in groups if p],

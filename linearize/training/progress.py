@@ -6,9 +6,10 @@ import importlib.util
 import json
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import psutil
 import torch
@@ -19,6 +20,7 @@ from rich.progress import Progress as Bar
 from ..errors import OutputError
 
 METRICS = "metrics.jsonl"
+_PROCESS = psutil.Process()
 
 
 class Reporter:
@@ -26,67 +28,68 @@ class Reporter:
 
     Args:
         run_dir: gets `metrics.jsonl` and, if TensorBoard is installed, `tensorboard/`.
+        kept: records of earlier steps that stay in `metrics.jsonl`; the rest of it goes.
         steps: how many there will be.
-        start: steps already done; later lines in `metrics.jsonl` are cut off.
         silent: True in all processes but the first.
     """
 
-    def __init__(self, run_dir: Path, *, steps: int, start: int = 0, silent: bool = False) -> None:
+    def __init__(
+        self, run_dir: Path, kept: list[dict[str, Any]], *, steps: int, silent: bool = False
+    ) -> None:
         self._path = run_dir / METRICS
+        self._kept = kept
+        self._done = max((record["step"] for record in kept), default=0)
         self._steps = steps
-        self._start = start
         self._silent = silent
-        self._file: TextIO | None = None
-        self._bar: Bar | None = None
+        self._open = ExitStack()
         self._board: Any = None
+        self._bar: Bar | None = None
 
     def __enter__(self) -> Reporter:
         if self._silent:
             return self
         try:
-            kept = [json.dumps(record) + "\n" for record in read(self._path, self._start)]
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # Rewritten beside and renamed: a kill in between must not lose what is there.
             partial = self._path.with_suffix(".partial")
-            partial.write_text("".join(kept), encoding="utf-8")
+            partial.write_text("".join(map(_line, self._kept)), encoding="utf-8")
             os.replace(partial, self._path)
-            self._file = self._path.open("a", buffering=1, encoding="utf-8")
+            file = self._path.open("a", buffering=1, encoding="utf-8")
+            self._file = self._open.enter_context(file)
         except OSError as error:
             raise OutputError(f"cannot write {self._path}: {error.strerror}") from error
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(
-                self._path.parent / "tensorboard", purge_step=self._start + 1
+                str(self._path.parent / "tensorboard"), purge_step=self._done + 1
             )
+            self._open.callback(self._board.close)
         if sys.stderr.isatty():
-            self._bar = Bar(
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[status]}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                refresh_per_second=4,
+            self._bar = self._open.enter_context(
+                Bar(
+                    BarColumn(),
+                    MofNCompleteColumn(),
+                    TextColumn("{task.fields[status]}"),
+                    TimeRemainingColumn(),
+                    console=Console(stderr=True),
+                    refresh_per_second=4,
+                )
             )
-            self._bar.start()
-            self._task = self._bar.add_task(
-                "", total=self._steps, completed=self._start, status="starting"
-            )
+            self._bar.add_task("", total=self._steps, completed=self._done, status="")
         return self
 
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for part in (self._bar, self._board, self._file):
-            if part is not None:
-                part.stop() if part is self._bar else part.close()
+        self._open.close()
 
     def write(self, record: dict[str, Any]) -> None:
         """One line of `metrics.jsonl`, and the same on the bar and the board."""
-        if self._file is None:
+        if self._silent:
             return
         try:
-            self._file.write(json.dumps(record) + "\n")
+            self._file.write(_line(record))
         except OSError as error:
             raise OutputError(f"cannot write {self._path}: {error.strerror}") from error
         if self._board is not None:
@@ -98,7 +101,7 @@ class Reporter:
                 f"loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s  "
                 f"{record['memory_bytes'] / 2**30:.2f} GiB"
             )
-            self._bar.update(self._task, completed=record["step"], status=status)
+            self._bar.update(self._bar.task_ids[0], completed=record["step"], status=status)
 
 
 def read(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
@@ -120,4 +123,8 @@ def memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
         return torch.mps.current_allocated_memory()
-    return psutil.Process().memory_info().rss
+    return _PROCESS.memory_info().rss
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record) + "\n"

@@ -1,0 +1,78 @@
+"""Where training runs: device, processes and precision, as settings and launcher say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from torch import nn
+
+from ..errors import UsageError
+from ..recipe import TrainingSettings
+
+# Accelerate's words for autocast, lowest precision first.
+_AUTOCAST = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+@contextmanager
+def prepared(model: nn.Module, settings: TrainingSettings) -> Iterator[Accelerator]:
+    """An accelerator for these settings, with the model on its device and in training mode.
+
+    `torchrun` (CPU over gloo, CUDA over nccl) and `accelerate launch` decide the processes.
+    Accelerate's `prepare` is not used: it would patch the caller's model and make a float32 copy
+    of all logits. Raises `UsageError` for a device or precision this machine does not have.
+    """
+    accelerator = _accelerator(model, settings)
+    model.to(accelerator.device).train()
+    if not settings.gradient_checkpointing:
+        yield accelerator
+        return
+    # Not reentrant: needs no input that requires grad, so frozen embeddings stay frozen.
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    try:
+        yield accelerator
+    finally:
+        model.gradient_checkpointing_disable()
+
+
+def _accelerator(model: nn.Module, settings: TrainingSettings) -> Accelerator:
+    # Accelerate keeps these choices for the whole process; a second run may choose otherwise.
+    alone = not PartialState._shared_state or PartialState().num_processes == 1
+    AcceleratorState._reset_state(reset_partial_state=alone)
+    try:
+        device = None if settings.device == "auto" else torch.device(settings.device)
+        if device is not None and device.index is not None and torch.cuda.is_available():
+            torch.cuda.set_device(device)
+        accelerator = Accelerator(
+            mixed_precision=_precision(model, settings),
+            cpu=device is not None and device.type == "cpu",
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"cannot train with training.device={settings.device}, "
+            f"training.dtype={settings.dtype}: {str(error).splitlines()[0]}"
+        ) from error
+    if device is not None and device.type != accelerator.device.type:
+        raise UsageError(
+            f"training.device={settings.device} is not available; here it would be "
+            f"'{accelerator.device.type}' or 'cpu'"
+        )
+    kind = accelerator.distributed_type
+    if kind != DistributedType.NO and not kind.value.startswith("MULTI_"):
+        raise UsageError(
+            f"training under {kind.value} is not supported; use torchrun, which gives every "
+            "process the whole model"
+        )
+    return accelerator
+
+
+def _precision(model: nn.Module, settings: TrainingSettings) -> str:
+    """Accelerate's word for the autocast dtype; `auto` takes the lowest among the parameters."""
+    if settings.dtype != "auto":
+        return _AUTOCAST.get(getattr(torch, settings.dtype), "no")
+    held = {parameter.dtype for parameter in model.parameters()}
+    return next((word for dtype, word in _AUTOCAST.items() if dtype in held), "no")
