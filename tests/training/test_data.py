@@ -98,7 +98,7 @@ def test_missing_and_unreadable(tmp_path: Path) -> None:
         read(tmp_path)
     with pytest.raises(InputError, match="matches no file with text"):
         read(tmp_path / "*.txt")
-    with pytest.raises(UsageError, match="give data.source"):
+    with pytest.raises(UsageError, match=r"give data\.source"):
         list(documents(DataSettings()))
 
 
@@ -122,7 +122,7 @@ def test_absent_libraries_name_the_remedy(
 def test_unreachable_hub_suggests_a_local_file(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="cannot read the hub data set .* give a local file"):
+    with pytest.raises(InputError, match=r"cannot read the hub data set .* give a local file"):
         read("someone/no-such-set")
 
 

@@ -1,4 +1,5 @@
 import logging
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ def packed(draw: st.DrawFn) -> tuple[list[list[int]], Rows]:
     lengths = draw(st.lists(st.integers(1, 30), min_size=1, max_size=12))
     ends = np.cumsum([0, *lengths])
     tokens = np.arange(1, ends[-1] + 1, dtype=np.int32)  # all different, none is the pad
-    documents = [tokens[a:b].tolist() for a, b in zip(ends, ends[1:], strict=False)]
+    documents = [tokens[a:b].tolist() for a, b in pairwise(ends)]
     rows = Rows(tokens, ends[:-1].astype(np.int64), draw(st.integers(2, 40)), draw(st.booleans()))
     return documents, rows
 
@@ -49,9 +50,7 @@ def test_rows_hold_every_token_once_and_targets_stay_in_their_document(
     flat = ids.flatten().tolist()
     every = [token for document in documents for token in document]
     assert flat == every + [rows.pad] * (len(flat) - len(every))
-    follower = {
-        a: b for document in documents for a, b in zip(document, document[1:], strict=False)
-    }
+    follower = {a: b for document in documents for a, b in pairwise(document)}
     for row, wanted in zip(ids.tolist(), targets.tolist(), strict=True):
         for place, token in enumerate(row):
             last = place == rows.seq_len - 1

@@ -1,0 +1,205 @@
+"""The job that made the embedded model: tokenizer and Llama from scratch, from one recipe.
+
+    python -m linearize.pretrain --recipe embedded --out DIR [--resume]
+
+Data, packing, loop and checkpoints are those of conversions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from . import recipe
+from .errors import LinearizeError, UsageError
+from .output import OutputDirectory
+from .recipe import DataSettings, TrainingSettings
+from .training import corpora, data
+from .training.evaluate import loss_by_position, mean_loss, token_losses
+from .training.loop import train
+from .training.packing import Rows, build_rows
+from .training.tokenizer import train_bpe
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ModelSettings(_Strict):
+    """Shape of the Llama; names and meaning are those of `LlamaConfig`."""
+
+    hidden_size: int = Field(ge=1)
+    num_hidden_layers: int = Field(ge=1)
+    num_attention_heads: int = Field(ge=1)
+    num_key_value_heads: int = Field(ge=1)
+    head_dim: int = Field(ge=2)
+    intermediate_size: int = Field(ge=1)
+    max_position_embeddings: int = Field(ge=2)
+    initializer_range: float = Field(0.02, gt=0)
+    tie_word_embeddings: bool = True
+
+
+class TokenizerSettings(_Strict):
+    """Byte-level BPE, trained on the training documents."""
+
+    vocab_size: int = Field(ge=259)
+
+
+class Stage(_Strict):
+    """What differs from the recipe's `data` and `training` in one stretch of the run."""
+
+    data: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+
+
+class PretrainRecipe(_Strict):
+    """Everything `python -m linearize.pretrain` needs."""
+
+    model: ModelSettings
+    tokenizer: TokenizerSettings
+    data: DataSettings = DataSettings()
+    training: TrainingSettings = TrainingSettings(objective={"next_token": 1.0})
+    stages: list[Stage] = Field([Stage()], min_length=1)
+
+    def stage(self, index: int) -> tuple[DataSettings, TrainingSettings]:
+        """Settings of one stage."""
+        stage = self.stages[index]
+        return (
+            DataSettings(**self.data.model_dump() | stage.data),
+            TrainingSettings(**self.training.model_dump() | stage.training),
+        )
+
+    @model_validator(mode="after")
+    def _stages_are_valid(self) -> PretrainRecipe:
+        for index in range(len(self.stages)):
+            row, context = self.stage(index)[0].seq_len, self.model.max_position_embeddings
+            if row > context:
+                raise ValueError(f"rows of {row} tokens exceed max_position_embeddings={context}")
+        return self
+
+
+def load(name_or_path: str) -> PretrainRecipe:
+    """Read and validate. Raises `InputError` if there is none, `UsageError` naming a wrong key."""
+    try:
+        return PretrainRecipe.model_validate(recipe.read(name_or_path))
+    except ValidationError as error:
+        wrong = (f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
+        raise UsageError(
+            f"recipe {name_or_path} does not describe a model: {'; '.join(wrong)}; "
+            "see the recipe 'embedded'"
+        ) from error
+
+
+def pretrain(settings: PretrainRecipe, out: Path, *, resume: bool = False) -> Path:
+    """Train tokenizer and model, and save them in bfloat16 with `pretraining.json`.
+
+    Returns `out`, which appears when everything is done; until then the run is in `out.partial`,
+    where `resume` continues it. Raises what `build_rows`, `train` and `OutputDirectory` raise.
+    """
+    with OutputDirectory(out, resume=resume) as directory:
+        directory.keep = True
+        began = time.perf_counter()
+        torch.manual_seed(settings.training.seed)
+        texts = (text for held_out, text in data.split(settings.data) if not held_out)
+        context = settings.model.max_position_embeddings
+        tokenizer = train_bpe(texts, vocab_size=settings.tokenizer.vocab_size, context=context)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+                **settings.model.model_dump(),
+            )
+        )
+        budgets = [settings.stage(i)[1].tokens for i in range(len(settings.stages))]
+        seconds = 0.0
+        for index in range(len(settings.stages)):
+            row_settings, train_settings = settings.stage(index)
+            # All stages draw from the text that the whole budget needs.
+            rows, held_out, packed = build_rows(row_settings, tokenizer, sum(budgets))
+            size = train_settings.batch_size
+            result = train(
+                model,
+                rows,
+                settings=train_settings,
+                run_dir=directory.path / f"stage-{index + 1}",
+                evaluate=lambda model, rows=held_out, size=size: _loss(model, rows, size),
+                resume=resume,
+            )
+            seconds += result.seconds
+        record = {
+            "recipe": settings.model_dump(mode="json"),
+            "parameters": model.num_parameters(),
+            "data": packed,
+            "corpus_sha256": corpora.digest(data.documents(settings.data)),
+            "tokens": sum(budgets),
+            "training_seconds": seconds,
+            "seconds": time.perf_counter() - began,
+            "held_out_loss": _loss(model, held_out, size),
+        }
+        model.to(torch.bfloat16)
+        record |= {
+            "held_out_loss_bfloat16": _loss(model, held_out, size),
+            "held_out_loss_by_position": _by_position(model, held_out, size),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "tokenizers": tokenizers.__version__,
+            },
+        }
+        model.save_pretrained(directory.path)
+        tokenizer.save_pretrained(directory.path)
+        text = json.dumps(record, indent=1)
+        (directory.path / "pretraining.json").write_text(text + "\n", encoding="utf-8")
+        for index in range(len(settings.stages)):
+            run_dir = directory.path / f"stage-{index + 1}"
+            (run_dir / "metrics.jsonl").rename(directory.path / f"metrics-{index + 1}.jsonl")
+            shutil.rmtree(run_dir)
+        return directory.commit()
+
+
+def _loss(model: LlamaForCausalLM, rows: Rows, size: int) -> float:
+    return mean_loss(model, rows, batch_size=size)[0]
+
+
+def _by_position(model: LlamaForCausalLM, rows: Rows, size: int) -> dict[str, list[float]]:
+    edges = [0, 16]
+    while edges[-1] < rows.seq_len:
+        edges.append(min(2 * edges[-1], rows.seq_len))
+    return {
+        "edges": edges,
+        "loss": loss_by_position(token_losses(model, rows, batch_size=size), edges),
+    }
+
+
+def main() -> int:
+    """The command; returns its exit code, as listed in `linearize.errors`."""
+    parser = argparse.ArgumentParser(prog="python -m linearize.pretrain", description=__doc__)
+    parser.add_argument("--recipe", default="embedded", help="name or file of a recipe")
+    parser.add_argument("--out", type=Path, required=True, help="directory to write")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    arguments = parser.parse_args()
+    try:
+        print(pretrain(load(arguments.recipe), arguments.out, resume=arguments.resume))
+    except LinearizeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
