@@ -19,16 +19,18 @@ import torch
 import yaml
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from .errors import InputError, suggest
 from .liger import bases
+from .liger import modeling as _modeling  # noqa: F401  registers the converted models
 
 EMBEDDED = "embedded"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # What a causal language model needs, and what its licence is read from. Files in sub-folders and
 # `consolidated` weights repeat the same parameters in other formats.
@@ -72,7 +74,7 @@ def read_config(path: Path, trust_remote_code: bool = False) -> PreTrainedConfig
             f"{path / 'config.json'} has no 'model_type': it does not describe a transformers "
             f"model; supported: {_supported()}"
         )
-    if model_type not in CONFIG_MAPPING_NAMES and not trust_remote_code:
+    if model_type not in CONFIG_MAPPING and not trust_remote_code:
         _refuse_unknown(path, model_type, values)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -126,6 +128,15 @@ def check_weights(path: Path) -> None:
                 f"{file} lacks {len(missing)} tensors that {INDEX} promises, {min(missing)} among "
                 "them; download both again"
             )
+
+
+def stored_dtype(path: Path, config: PreTrainedConfig) -> torch.dtype:
+    """The dtype `load` keeps with `dtype="auto"`: the config's, else that of the weights."""
+    if config.dtype is not None:
+        return config.dtype
+    with safe_open(weight_files(path)[0], framework="pt") as tensors:
+        dtypes = (tensors.get_slice(name).get_dtype() for name in tensors.keys())  # noqa: SIM118
+        return next((_DTYPES[d] for d in dtypes if d in _DTYPES), torch.float32)
 
 
 def content_hash(path: Path) -> str:
@@ -299,7 +310,7 @@ def _require_decoder(path: Path, config: PreTrainedConfig, architectures: list[s
             f"{path} is an encoder-decoder model{named}; only decoder-only language models can be "
             f"converted; supported: {_supported()}"
         )
-    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or hasattr(config, "auto_map")
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or hasattr(config, "auto_map")
     causal = any(a.endswith(("CausalLM", "LMHeadModel")) for a in architectures)
     if not known or (architectures and not causal):
         raise InputError(

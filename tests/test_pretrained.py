@@ -166,6 +166,15 @@ def test_shards(tmp_path: Path) -> None:
         pretrained.check_weights(path)
 
 
+def test_the_dtype_is_read_from_the_weights_if_the_config_is_silent(model: Path) -> None:
+    LlamaForCausalLM(CONFIG).to(torch.bfloat16).save_pretrained(model)
+    edit(model, dtype=None)
+    config = pretrained.read_config(model)
+    assert config.dtype is None
+    assert pretrained.stored_dtype(model, config) == torch.bfloat16
+    assert pretrained.load(model).dtype == torch.bfloat16
+
+
 # content_hash, licence, tokenizer
 
 

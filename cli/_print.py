@@ -1,0 +1,61 @@
+"""What commands put on stdout: one JSON object, or short tables."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def results_only(as_json: bool) -> Iterator[None]:
+    """Keep stdout for the JSON object: what libraries print meanwhile goes to stderr."""
+    stdout = sys.stdout
+    if as_json:
+        sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout = stdout
+
+
+def quiet_libraries() -> None:
+    """No weight-loading bars of transformers where stderr is a file or a pipe."""
+    from transformers.utils.logging import disable_progress_bar
+
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+
+
+def emit(values: Any) -> None:
+    """One JSON object on one line."""
+    print(json.dumps(values, default=str))
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table; columns after the first are right-aligned."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    for index, column in enumerate(columns):
+        drawn.add_column(column, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*row)
+    Console().print(drawn)
+
+
+def facts(rows: dict[str, Any]) -> None:
+    """Aligned `name  value` lines; long values continue below themselves."""
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table.grid(padding=(0, 2))
+    drawn.add_column(style="bold", no_wrap=True)
+    drawn.add_column(overflow="fold")
+    for name, value in rows.items():
+        drawn.add_row(name, str(value))
+    Console(highlight=False, markup=False).print(drawn)

@@ -1,0 +1,271 @@
+"""`linearize convert`: from a pretrained model to a working hybrid, in one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from linearize.errors import UsageError
+
+from . import _options as options
+from ._print import emit, facts, quiet_libraries, results_only, table
+
+
+def convert(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="Local directory, hub id, or 'embedded' for the small model that ships with the "
+            "package. Families: llama, mistral, qwen2, qwen3. May be left out if the recipe "
+            "names a base.",
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Recipe values to change, such as lora.rank=16 data.seq_len=1024. The section may "
+            "be left out where the key is unique: rank=16.",
+        ),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out", "-o", help="Directory for the result.", rich_help_panel=options.OUTPUT
+        ),
+    ] = None,
+    recipe: Annotated[
+        str,
+        typer.Option(
+            "--recipe",
+            "-r",
+            help="Name (liger, liger-paper, smoke, demo) or YAML file. Values count in this "
+            "order: defaults, recipe, KEY=VALUE, options.",
+        ),
+    ] = "liger",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Text: .txt, .jsonl, .parquet, a directory or glob of those, a hub data set, or "
+            "stdlib (the sources of Python's standard library).",
+            rich_help_panel=options.DATA,
+        ),
+    ] = None,
+    eval_data: Annotated[
+        str | None,
+        typer.Option(
+            help="Held-out text for the losses. Default: a share of the documents in --data.",
+            rich_help_panel=options.DATA,
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Training tokens in all, repeats counted. Default: the recipe's, 20 million in liger.",
+            rich_help_panel=options.TRAINING,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="The same seed gives the same result. Default: 0.",
+            rich_help_panel=options.TRAINING,
+        ),
+    ] = None,
+    baseline: Annotated[
+        bool,
+        typer.Option(
+            "--baseline",
+            help="Also train the window alone with the same budget, for comparison.",
+            rich_help_panel=options.TRAINING,
+        ),
+    ] = False,
+    gate: options.Gate = None,
+    window: options.Window = None,
+    mix: options.Mix = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="auto, cpu, cuda, cuda:1 or mps. Default: auto.", rich_help_panel=options.MACHINE
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="auto (the checkpoint's), float32, bfloat16 or float16. Default: auto.",
+            rich_help_panel=options.MACHINE,
+        ),
+    ] = None,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue the run that was interrupted in this DIR.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
+    overwrite: options.Overwrite = False,
+    adapter_only: Annotated[
+        bool,
+        typer.Option(
+            "--adapter-only",
+            help="Save the LoRA adapter alone; `linearize merge` makes a model of it.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
+    no_report: Annotated[
+        bool,
+        typer.Option(
+            "--no-report",
+            help="No samples and no HTML report.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check everything, then print the plan (what is swapped, trained parameters, "
+            "steps, memory) without loading weights.",
+        ),
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Convert a pretrained model into a recurrent hybrid that keeps most of what it can do.
+
+    Softmax attention becomes a gated recurrence beside a short window; LoRA
+    adapters repair what that costs and are merged. DIR then loads with
+    AutoModelForCausalLM and holds the measured losses (result.json), the
+    recipe, a model card and report.html.
+
+    Examples:
+
+    linearize convert embedded --recipe demo --out demo-out
+
+    linearize convert ./my-llama --data corpus/ --tokens 20000000 --out liger
+
+    linearize convert ./my-llama --data text.txt --out liger rank=16 --dry-run
+    """
+    from linearize import recipe as recipes
+
+    overrides = list(overrides or [])
+    if model is not None and "=" in model and not Path(model).exists():
+        overrides.insert(0, model)
+        model = None
+    values = recipes.override(recipes.read(recipe), overrides)
+    named = {
+        None: options.given(
+            base=model, out=out, revision=revision, trust_remote_code=trust_remote_code or None
+        ),
+        "liger": options.given(gate=gate, window=window, mix=mix),
+        "data": options.given(source=data, eval_source=eval_data),
+        "training": options.given(tokens=tokens, seed=seed, device=device, dtype=dtype),
+        "output": options.given(
+            save="adapter" if adapter_only else None, baseline=baseline or None
+        ),
+    }
+    for section, chosen in named.items():
+        (values if section is None else _section(values, section)).update(chosen)
+    built = recipes.build(values)
+    if built.base is None:
+        raise UsageError("there is no model to convert; name it first: linearize convert MODEL")
+    if built.out is None and not dry_run:
+        raise UsageError("there is nowhere to write the result; add --out DIR")
+
+    quiet_libraries()
+    with results_only(json):
+        if dry_run:
+            from linearize.plan import plan
+
+            found = plan(built, resume=resume, overwrite=overwrite)
+        else:
+            found = _run(built, resume=resume, overwrite=overwrite, report=not no_report)
+    if json:
+        emit(found)
+    elif dry_run:
+        _show_plan(found)
+    else:
+        _show_result(found)
+
+
+def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
+    section = values.setdefault(name, {})
+    if not isinstance(section, dict):
+        raise UsageError(f"recipe key '{name}' must hold keys and values, not {section!r}")
+    return section
+
+
+def _run(recipe: Any, *, resume: bool, overwrite: bool, report: bool) -> dict[str, Any]:
+    """Convert, then write samples and report. The result with `path` and `report` added."""
+    from linearize.convert import convert as run
+
+    done = run(recipe, resume=resume, overwrite=overwrite)
+    found = {"path": str(done.path), "report": None, **done.summary}
+    if report:
+        from linearize.eval import report as reports
+        from linearize.eval import samples
+
+        samples.write(done.path, recipe)
+        found["report"] = str(reports.write(done.path))
+    return found
+
+
+def _show_plan(plan: dict[str, Any]) -> None:
+    from linearize.figures import bytes_text
+
+    model, swap, trained = plan["model"], plan["swap"], plan["parameters"]
+    run, memory, device = plan["training"], plan["memory_bytes"], plan["device"]
+    spec, kept = swap["spec"], swap["kept_softmax"]
+    facts(
+        {
+            "model": f"{model['name']} ({model['model_type']}, {model['parameters']:,} parameters, "
+            f"{model['dtype']}, licence {model['license'] or 'not stated'})",
+            "swap": f"{len(swap['layers'])} attention layers become {spec['gate']} recurrences "
+            f"beside a window of {spec['window']} keys, mix {spec['mix']}"
+            + (f"; layers {', '.join(map(str, kept))} stay softmax" if kept else ""),
+            "trained": f"{trained['trained']:,} parameters ({trained['trained_share']:.3%}): "
+            f"{trained['adapters']:,} in adapters, {trained['mix']:,} mix weights",
+            "training": f"{run['tokens']:,} tokens in {run['steps']:,} steps of "
+            f"{run['tokens_per_step']:,} tokens, rows of {run['seq_len']:,}, {run['dtype']}",
+            "data": f"{plan['data']['source']}, held out: {plan['data']['held_out']}",
+            "memory": f"about {bytes_text(memory['total'])} on {device['name']}, which has "
+            f"{bytes_text(device['memory_bytes'])}"
+            + ("" if plan["fits"] else ": NOT ENOUGH; lower batch_size or seq_len"),
+            "of which": ", ".join(
+                f"{name} {bytes_text(size)}" for name, size in memory.items() if name != "total"
+            ),
+            "state": f"{bytes_text(plan['state_bytes']['total'])} per sequence instead of "
+            f"{bytes_text(plan['kv_bytes_per_token'])} per token",
+            "output": plan["output"]["path"] if plan["output"] else "not given; add --out DIR",
+        }
+    )
+
+
+def _show_result(result: dict[str, Any]) -> None:
+    from linearize import figures
+
+    table(
+        "Held-out loss",
+        ["", "nats/token", "perplexity", "of the teacher's"],
+        [
+            (row.label, f"{row.loss:.4f}", f"{row.perplexity:.3f}", f"{row.ratio:.4f}")
+            for row in figures.losses(result)
+        ],
+    )
+    state = result["state_bytes"]["total"]
+    rows = {
+        "trained": f"{result['trained_parameters']:,} of {result['total_parameters']:,} "
+        f"parameters, {result['tokens']:,} tokens in {result['steps']:,} steps, "
+        f"{result['seconds']:.0f} s",
+        "state": f"{figures.bytes_text(state)} per sequence at any length; the base keeps "
+        f"{figures.bytes_text(result['kv_bytes_per_token'])} per token",
+        "model": result["path"],
+        "report": result["report"],
+        "use it": f'decode {result["path"]} --prompt "..."',
+        "in Python": f'linearize.load("{result["path"]}")',
+    }
+    facts({name: value for name, value in rows.items() if value is not None})

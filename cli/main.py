@@ -1,0 +1,59 @@
+"""`linearize`: one file per command, heavy imports inside the commands only."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import linearize
+
+from . import convert, doctor, inspect, merge, report
+from ._run import run
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("convert", no_args_is_help=True)(convert.convert)
+app.command("inspect", no_args_is_help=True)(inspect.inspect)
+app.command("merge", no_args_is_help=True)(merge.merge)
+app.command("report", no_args_is_help=True)(report.report)
+app.command("doctor")(doctor.doctor)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"linearize {linearize.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _linearize(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Turn a pretrained LLM into one that runs with constant memory and linear time.
+
+    Look first:   linearize inspect MODEL
+
+    Then:         linearize convert MODEL --data TEXT --out DIR
+
+    Use it:       decode DIR --prompt "..."
+
+    Exit codes: 0 done, 2 wrong option or recipe key, 3 input missing or
+    unsupported, 4 a numerical check failed, 5 the output cannot be written,
+    130 interrupted (what was done is saved), 1 a bug.
+    """
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run(app)
+
+
+if __name__ == "__main__":
+    main()
