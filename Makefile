@@ -1,0 +1,45 @@
+# `make demo` and `make test` need Python 3.11 or newer and nothing else; they set up .venv first.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+DECLARED := pyproject.toml constraints.txt
+
+.PHONY: demo test lint clean embedded
+
+demo: .venv/demo.stamp
+	$(BIN)/linearize convert embedded --recipe demo --out demo-out --overwrite
+	@echo "report: $(CURDIR)/demo-out/report.html"
+
+test: .venv/test.stamp
+	$(BIN)/python -m pytest
+
+lint: .venv/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Trains the model that ships with the package again and puts it in place.
+embedded: .venv/test.stamp
+	$(BIN)/python -m linearize.pretrain --recipe embedded --out embedded-out
+	cp embedded-out/*.json embedded-out/*.safetensors linearize/embedded/
+
+clean:
+	rm -rf .venv build dist demo-out demo-out.partial embedded-out embedded-out.partial *.egg-info
+	rm -rf .pytest_cache .ruff_cache .hypothesis
+
+.venv/python.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $$($(PYTHON) --version 2>&1) is too old or missing; linearize needs Python 3.11 or newer:" \
+	    "make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/demo.stamp: .venv/python.stamp $(DECLARED)
+	@echo "installing linearize into .venv (minutes on the first run) ..."
+	@$(PIP) -e ".[plots]"
+	@touch $@
+
+.venv/test.stamp: .venv/python.stamp $(DECLARED)
+	@echo "installing linearize and its test tools into .venv (minutes on the first run) ..."
+	@$(PIP) -e ".[test]" ruff
+	@touch $@ .venv/demo.stamp
