@@ -17,6 +17,7 @@ LAYER, DATA, TRAINING, OUTPUT, MACHINE = (
 Model = Annotated[
     str,
     typer.Argument(
+        metavar="MODEL",
         help="Local directory, hub id, or 'embedded' for the small model that ships with the "
         "package. Families: llama, mistral, qwen2, qwen3.",
         show_default=False,

@@ -45,7 +45,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
         drawn.add_column(column, justify="right" if index else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*row)
-    Console().print(drawn)
+    Console(highlight=False, markup=False).print(drawn)
 
 
 def facts(rows: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ def convert(
     model: Annotated[
         str | None,
         typer.Argument(
+            metavar="[MODEL]",
             help="Local directory, hub id, or 'embedded' for the small model that ships with the "
             "package. Families: llama, mistral, qwen2, qwen3. May be left out if the recipe "
             "names a base.",
@@ -63,7 +64,7 @@ def convert(
     tokens: Annotated[
         int | None,
         typer.Option(
-            help="Training tokens in all, repeats counted. Default: the recipe's, 20 million in liger.",
+            help="Training tokens in all, repeats counted. Default: the recipe's.",
             rich_help_panel=options.TRAINING,
         ),
     ] = None,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import platform
+import shutil
+from collections.abc import Iterable
 from typing import Any
 
 from . import _options as options
-from ._print import emit, facts, results_only, table
+from ._print import emit, facts, results_only
 
 # Optional package -> what it gives, and the command that installs it.
 OPTIONAL = {
@@ -65,6 +67,7 @@ def examine() -> dict[str, Any]:
             for name, (gives, command) in OPTIONAL.items()
         ],
         "backends": backend.report(),
+        "advice": _advice(torch),
     }
 
 
@@ -74,6 +77,16 @@ def _build(torch: Any) -> str:
     if torch.version.hip:
         return f"ROCm {torch.version.hip}"
     return "CPU only"
+
+
+def _advice(torch: Any) -> dict[str, str]:
+    """What is wrong with this installation, and the remedy."""
+    if shutil.which("nvidia-smi") and not torch.cuda.is_available():
+        return {
+            "torch": "there is an NVIDIA GPU, and this build of torch cannot use it: install the "
+            "build for its CUDA version (pytorch.org, Get started)"
+        }
+    return {}
 
 
 def _version(package: str) -> str | None:
@@ -89,29 +102,26 @@ def _show(found: dict[str, Any]) -> None:
     from linearize.figures import bytes_text
 
     torch, device = found["torch"], found["device"]
+    absent = [r for r in found["optional"] if not r["version"]]
     facts(
         {
             "linearize": f"{found['linearize']}, Python {found['python']}",
             "torch": f"{torch['version']}, {torch['build']}, {torch['threads']} CPU threads",
             "device": f"{device['chosen']}: {device['name']}, {bytes_text(device['memory_bytes'])}",
-            "packages": ", ".join(f"{n} {v or 'MISSING'}" for n, v in found["packages"].items()),
+            "packages": _list(found["packages"].items()),
+            "optional": _list((r["package"], r["version"]) for r in found["optional"]),
         }
     )
-    table(
-        "What runs each operation",
-        ["operation", "chosen", "why", "what would improve it"],
-        [(r["op"], r["backend"], r["why"], r["improve"] or "-") for r in found["backends"]],
-    )
-    table(
-        "Optional packages",
-        ["package", "version", "gives", "install with"],
-        [
-            (
-                r["package"],
-                r["version"] or "absent",
-                r["gives"],
-                "" if r["version"] else r["install"],
-            )
-            for r in found["optional"]
-        ],
-    )
+    print("\nWhat runs each operation")
+    facts({r["op"]: f"{r['backend']} ({r['why']})" for r in found["backends"]})
+    gains = {r["op"]: r["improve"] for r in found["backends"] if r["improve"]}
+    if gains | found["advice"]:
+        print("\nWhat would be faster")
+        facts(gains | found["advice"])
+    if absent:
+        print("\nWhat could be added")
+        facts({r["package"]: f"{r['gives']}: {r['install']}" for r in absent})
+
+
+def _list(versions: Iterable[tuple[str, str | None]]) -> str:
+    return ", ".join(f"{name} {version or 'absent'}" for name, version in versions)
