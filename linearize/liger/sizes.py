@@ -74,8 +74,9 @@ def base_model(config: PreTrainedConfig) -> nn.Module:
 
 def converted_model(config: PreTrainedConfig, spec: LigerSpec) -> nn.Module:
     """The converted model on the meta device. Raises as `liger_config` does."""
+    made = liger_config(config, spec)
     with torch.device("meta"):
-        return MODELS[config.model_type](liger_config(config, spec))
+        return MODELS[config.model_type](made)
 
 
 def parameters(model: nn.Module) -> int:

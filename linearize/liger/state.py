@@ -51,27 +51,24 @@ def extend_window(
         real = mask[:, :before].sum(1, keepdim=True)
         old = torch.arange(past, device=mask.device) >= past - real
         visible = torch.cat([old, mask[:, before:]], 1)
-    if T > 1:
-        compact = mask is not None and not mask[:, before:].all()
-        keys, values = _store(entry, static, keys, values, visible if compact else None)
+    padded = mask is not None and not mask[:, before:].all()
+    if padded:
+        keys, values = _keep_real(entry, static, keys, values, visible)
+    elif T > 1 and not static:  # a slice would keep the whole prompt's keys and values in memory
+        entry.keys, entry.values = entry.keys.contiguous(), entry.values.contiguous()
     return keys.transpose(1, 2), values.transpose(1, 2), visible
 
 
-def _store(
-    entry: Any, static: bool, keys: Tensor, values: Tensor, visible: Tensor | None
+def _keep_real(
+    entry: Any, static: bool, keys: Tensor, values: Tensor, visible: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Keep the last real tokens of each row, not its last places, and nothing longer alive.
+    """Store the last real tokens of each row instead of its last places.
 
     Returns keys and values that share no memory with what is stored.
     """
-    if visible is None:
-        if not static:  # a slice would keep the whole prompt's keys and values in memory
-            entry.keys, entry.values = entry.keys.contiguous(), entry.values.contiguous()
-        return keys, values
     stored = min(entry.keys.shape[2], keys.shape[2])
     order = visible.int().argsort(dim=1, stable=True)[:, -stored:]  # padding first, then in order
-    places = order[:, None, :, None]
-    kept = [x.take_along_dim(places, 2) for x in (keys, values)]
+    kept = [x.take_along_dim(order[:, None, :, None], 2) for x in (keys, values)]
     if static:
         keys, values = keys.clone(), values.clone()
         entry.keys[:, :, :stored], entry.values[:, :, :stored] = kept
