@@ -76,5 +76,5 @@ Overwrite = Annotated[
 
 
 def given(**options: Any) -> dict[str, Any]:
-    """The options that were given, those at None left out."""
-    return {name: value for name, value in options.items() if value is not None}
+    """The options that were given: those at None, or empty as in `--out "$UNSET"`, left out."""
+    return {name: value for name, value in options.items() if value not in (None, "")}
