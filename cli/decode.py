@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,8 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from linearize.errors import InputError, UsageError
+from linearize.errors import InputError, UsageError, suggest
 
+from . import _options as options
+from ._print import emit, quiet_libraries, results_only
 from ._run import run
 
 app = typer.Typer(
@@ -20,7 +21,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_TEXT, _CHOICE, _MACHINE = "Prompt", "Choosing tokens", "Machine"
+_TEXT, _CHOICE = "Prompt", "Choosing tokens"
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @app.command(no_args_is_help=True)
@@ -43,7 +45,7 @@ def decode(
         bool, typer.Option("--stdin", help="Continue standard input.", rich_help_panel=_TEXT)
     ] = False,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", "-n", help="At most this many tokens.")
+        int, typer.Option("--max-new-tokens", "-n", min=1, help="At most this many tokens.")
     ] = 128,
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this string; may be repeated.")
@@ -75,51 +77,43 @@ def decode(
         int, typer.Option(help="The same seed gives the same text.", rich_help_panel=_CHOICE)
     ] = 0,
     device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_MACHINE)
+        str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=options.MACHINE)
     ] = "auto",
     dtype: Annotated[
         str,
         typer.Option(
-            help="auto (the checkpoint's), float32, bfloat16, float16.", rich_help_panel=_MACHINE
+            help="auto (the checkpoint's), float32, bfloat16, float16.",
+            rich_help_panel=options.MACHINE,
         ),
     ] = "auto",
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code",
-            help="Run Python code found in the model's repository.",
-            rich_help_panel=_MACHINE,
-        ),
-    ] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="One JSON object instead of streamed text.")
-    ] = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    json: options.Json = False,
 ) -> None:
     """Continue a text. The continuation goes to stdout as it comes, figures to stderr."""
     text = _prompt(prompt, prompt_file, stdin)
-    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    options = {name: value for name, value in given.items() if value is not None}
-    sampler = sampler or ("sample" if options else "greedy")
+    chosen = options.given(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    sampler = sampler or ("sample" if chosen else "greedy")
 
     from linearize.decoding import generate, sampling
 
-    sampling.make(sampler, **options)  # a mistake should show before minutes of loading
-    net, tokenizer = _load(model, device, dtype, trust_remote_code)
-    result = generate(
-        net,
-        tokenizer,
-        text,
-        sampler=sampler,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        stop=stop or [],
-        on_text=None if json else _show,
-        **options,
-    )[0]
+    sampling.make(sampler, **chosen)  # a mistake should show before minutes of loading
+    with results_only(json):
+        net, tokenizer = _load(model, device, dtype, trust_remote_code)
+        result = generate(
+            net,
+            tokenizer,
+            text,
+            sampler=sampler,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            stop=stop or [],
+            on_text=None if json else _show,
+            **chosen,
+        )[0]
     if json:
-        about = {"model": model, "sampler": sampler, "options": options, "seed": seed}
+        about = {"model": model, "sampler": sampler, "options": chosen, "seed": seed}
         figures = {**asdict(result), "tokens_per_second": result.tokens_per_second}
-        print(jsonlib.dumps({**about, "prompt": text, **figures}))
+        emit({**about, "prompt": text, **figures})
     else:
         print(flush=True)
         print(
@@ -149,15 +143,17 @@ def _prompt(prompt: str | None, file: Path | None, stdin: bool) -> str:
 
 
 def _load(model: str, device: str, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
-    from transformers.utils.logging import disable_progress_bar
+    if dtype not in _DTYPES:
+        raise UsageError(f"--dtype {dtype} is not known{suggest(dtype, _DTYPES)}")
 
     import linearize
+    from linearize import device as devices
     from linearize import pretrained
 
-    if not sys.stderr.isatty():
-        disable_progress_bar()
+    quiet_libraries()
+    where = devices.pick(device)
     path = pretrained.locate(model, trust_remote_code=trust_remote_code)
-    net = linearize.load(path, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    net = linearize.load(path, dtype=dtype, device=where, trust_remote_code=trust_remote_code)
     return net, pretrained.tokenizer(path, trust_remote_code)
 
 

@@ -109,7 +109,7 @@ def _summary(result: dict[str, Any]) -> str:
     else:
         text += f"Memory per sequence is constant: {state}, whatever the length."
     if even is not None:
-        text += f" The base's KV cache is larger than that from {even:,} tokens on."
+        text += f" From {even:,} tokens on the base's KV cache takes as much or more."
     share = result["trained_parameters"] / result["total_parameters"]
     return (
         f"{text}\n\n{result['trained_parameters']:,} of {result['total_parameters']:,} parameters "

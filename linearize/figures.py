@@ -40,14 +40,14 @@ def losses(result: dict[str, Any]) -> list[Loss]:
 
 
 def break_even(result: dict[str, Any]) -> int | None:
-    """Tokens from which the base's KV cache is larger than the state.
+    """Tokens from which the state is no larger than the base's KV cache.
 
     None where it never is, and where layers kept as softmax have a KV cache of their own.
     """
     per_token = result["kv_bytes_per_token"]
     if not per_token or result["spec"]["keep_softmax"]:
         return None
-    return result["state_bytes"]["total"] // per_token + 1
+    return math.ceil(result["state_bytes"]["total"] / per_token)
 
 
 def bytes_text(count: float) -> str:

@@ -60,7 +60,7 @@ def test_every_number_is_there_with_the_window_alone_beside_it():
     assert "same budget" not in card, "what was not measured is left out"
     assert "same budget" in model_card(changed(losses={"window_only_trained": 1.31}))
     assert RESULT["base"]["hash"] in card
-    assert "from 80 tokens on" in card  # 25,280 bytes / 320 per token = 79
+    assert "From 79 tokens on" in card  # 25,280 bytes / 320 per token
     assert yaml.safe_load(card.split("```yaml\n")[1].split("```")[0]) == RESULT["recipe"]
 
 
