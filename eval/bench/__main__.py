@@ -1,0 +1,119 @@
+"""Speed and memory on this machine, as Markdown tables.
+
+`python -m linearize.eval.bench ops` or `python -m linearize.eval.bench decode [MODEL]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from linearize import device as devices
+from linearize import pretrained
+from linearize.errors import LinearizeError, OutputError
+from linearize.figures import bytes_text
+
+from . import decode, ops, timing
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one bench, print its table, write `--json`. Returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        device = devices.pick(options.device)
+        if options.bench == "ops":
+            records = ops.run(device, lengths=options.lengths, seconds=options.seconds)
+            title, columns, rows = "ops", _OPS, _op_rows
+        else:
+            teacher = pretrained.load(pretrained.locate(options.model), device=device)
+            records = decode.run(teacher, contexts=options.contexts, seconds=options.seconds)
+            title, columns, rows = f"decoding with {options.model}", _DECODE, _decode_rows
+        machine = timing.machine(device)
+        print(f"{title}; " + ", ".join(f"{name} {value}" for name, value in machine.items()) + "\n")
+        print(_line(columns), _line(["---:"] * len(columns)), sep="\n")
+        measured = []
+        for record in records:
+            measured.append(record)
+            for cells in rows(record):
+                print(_line(cells), flush=True)
+        if options.json:
+            _write(options.json, {"bench": options.bench, "machine": machine, "records": measured})
+    except LinearizeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m linearize.eval.bench", description=__doc__)
+    benches = parser.add_subparsers(dest="bench", required=True)
+    for name, about, what, default in (
+        ("ops", "gla and window attention against full attention", "lengths", ops.LENGTHS),
+        ("decode", "a converted model against its teacher", "contexts", decode.CONTEXTS),
+    ):
+        sub = benches.add_parser(name, help=about, description=about)
+        if name == "decode":
+            sub.add_argument("model", nargs="?", default=pretrained.EMBEDDED)
+        sub.add_argument(f"--{what}", type=int, nargs="+", default=default, metavar="TOKENS")
+        sub.add_argument("--seconds", type=float, default=1.0, help="per case, at least [1]")
+        sub.add_argument("--device", default="auto", help="auto, cpu, cuda, mps [auto]")
+        sub.add_argument("--json", type=Path, metavar="FILE", help="also write every number here")
+    return parser
+
+
+_OPS = ("op", "tokens", "K = V", "pass", "way", "ms", "of causal attention")
+_DECODE = (
+    "context",
+    "teacher tokens/s",
+    "converted tokens/s",
+    "ratio",
+    "teacher prefill ms",
+    "converted prefill ms",
+    "teacher cache",
+    "converted cache",
+)
+
+
+def _op_rows(record: dict[str, Any]) -> Iterator[list[str]]:
+    reference = record["seconds"][ops.REFERENCE]
+    for way, seconds in record["seconds"].items():
+        yield [
+            record["op"],
+            f"{record['length']:,}",
+            str(record["width"]),
+            "forward + backward" if record["backward"] else "forward",
+            way,
+            f"{1e3 * seconds:.2f}",
+            f"{seconds / reference:.2f}",
+        ]
+
+
+def _decode_rows(record: dict[str, Any]) -> Iterator[list[str]]:
+    speed = {name: 1 / value for name, value in record["seconds"].items()}
+    prefill, cache = record["prefill_seconds"], record["cache_bytes"]
+    yield [
+        f"{record['context']:,}",
+        *(f"{value:.1f}" for value in speed.values()),
+        f"{speed['converted'] / speed['teacher']:.2f}",
+        *(f"{1e3 * value:.1f}" for value in prefill.values()),
+        *(bytes_text(value) for value in cache.values()),
+    ]
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
