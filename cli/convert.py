@@ -202,7 +202,7 @@ def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _run(recipe: Any, *, resume: bool, overwrite: bool, report: bool) -> dict[str, Any]:
     """Convert, then write samples and report. The result with `path` and `report` added."""
-    from linearize.convert import convert as run
+    from linearize import convert as run
 
     done = run(recipe, resume=resume, overwrite=overwrite)
     found = {"path": str(done.path), "report": None, **done.summary}

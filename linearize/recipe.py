@@ -147,7 +147,9 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     for assignment in assignments:
         key, equals, raw = assignment.partition("=")
         if not equals or not key:
-            raise UsageError(f"'{assignment}' is not an override; write key=value, as in liger.window=128")
+            raise UsageError(
+                f"'{assignment}' is not an override; write key=value, as in liger.window=128"
+            )
         path = _full_key(key)
         target = values
         for part in path[:-1]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -39,6 +39,19 @@ class LigerMixin:
         else:
             super()._init_weights(module)
 
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """As in transformers, plus the one-line module that `trust_remote_code=True` loads."""
+        config, model = type(self.config).__name__, type(self).__name__
+        module = STUB.removesuffix(".py")
+        self.config.auto_map = {
+            "AutoConfig": f"{module}.{config}",
+            "AutoModelForCausalLM": f"{module}.{model}",
+        }
+        super().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True):
+            stub = f"from {__name__} import {config}, {model}  # noqa: F401\n"
+            Path(save_directory, STUB).write_text(stub, encoding="utf-8")
+
     def create_masks_for_generate(self, attention_mask: Tensor | None = None, **_: Any) -> Any:
         """`generate` passes masks through: the layers need the 2-D one, not one per layer type."""
         return attention_mask
@@ -62,7 +75,9 @@ def liger_config(config: PreTrainedConfig, spec: LigerSpec) -> PreTrainedConfig:
     values = config.to_dict()
     for name in ("model_type", "architectures", "auto_map"):
         values.pop(name, None)
-    values["layer_types"] = ["full_attention" if i in kept else "hybrid_sliding" for i in range(layers)]
+    values["layer_types"] = [
+        "full_attention" if i in kept else "hybrid_sliding" for i in range(layers)
+    ]
     values["sliding_window"] = spec.window
     values |= base.config_changes
     values["linearize"] = {

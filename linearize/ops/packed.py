@@ -69,7 +69,9 @@ class Packed:
 def check_cu_seqlens(cu_seqlens: Tensor, batch: int, length: int) -> Tensor:
     """`cu_seqlens` as int64 on the CPU. Raises `UsageError` if it does not fit the input."""
     if batch != 1:
-        raise UsageError(f"cu_seqlens describes one packed row, but the batch is {batch}; use mask=")
+        raise UsageError(
+            f"cu_seqlens describes one packed row, but the batch is {batch}; use mask="
+        )
     at = cu_seqlens.detach().cpu().long()
     if at.ndim != 1 or at.numel() < 2 or at[0] != 0 or at[-1] != length or (at.diff() < 0).any():
         raise UsageError(
