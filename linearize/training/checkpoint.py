@@ -184,9 +184,9 @@ def _unpack(
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        state = dict(json.loads((path / _STATE).read_text(encoding="utf-8")))
         claimed = state.pop("state_sha256")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f"{_STATE} cannot be read ({error})") from error
     if claimed != _state_hash(state):
         raise _damaged(path, f"{_STATE} is not what was written")

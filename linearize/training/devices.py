@@ -32,11 +32,13 @@ def prepared(model: nn.Module, settings: TrainingSettings) -> Iterator[Accelerat
         yield accelerator
         return
     # Not reentrant: needs no input that requires grad, so frozen embeddings stay frozen.
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers renames the two methods in 5.23 and warns about the names it had before.
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
     try:
         yield accelerator
     finally:
-        model.gradient_checkpointing_disable()
+        getattr(model, f"{kind}_checkpointing_disable")()
 
 
 def _accelerator(model: nn.Module, settings: TrainingSettings) -> Accelerator:
@@ -49,7 +51,9 @@ def _accelerator(model: nn.Module, settings: TrainingSettings) -> Accelerator:
             torch.cuda.set_device(device)
         accelerator = Accelerator(
             mixed_precision=_precision(model, settings),
-            cpu=device is not None and device.type == "cpu",
+            # Asked for where there is nothing else, too: otherwise torchrun's processes, on a
+            # machine without accelerator, do not find each other.
+            cpu=not torch.accelerator.is_available() if device is None else device.type == "cpu",
         )
     except (RuntimeError, ValueError) as error:
         raise UsageError(
@@ -60,6 +64,12 @@ def _accelerator(model: nn.Module, settings: TrainingSettings) -> Accelerator:
         raise UsageError(
             f"training.device={settings.device} is not available; here it would be "
             f"'{accelerator.device.type}' or 'cpu'"
+        )
+    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
+        # Without a scaler small gradients vanish.
+        raise UsageError(
+            f"training.dtype=float16 needs a CUDA device, not '{accelerator.device.type}'; "
+            "use bfloat16 or float32"
         )
     kind = accelerator.distributed_type
     if kind != DistributedType.NO and not kind.value.startswith("MULTI_"):
