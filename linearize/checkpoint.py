@@ -76,7 +76,7 @@ def merge(
 
 
 def merge_adapter(model: PeftModel) -> PreTrainedModel:
-    """Fold LoRA into the weights, layer by layer in float32, each rounded once; drop the wrapper."""
+    """Fold LoRA into the weights, layer by layer in float32, each rounded once."""
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             weight = module.get_base_layer().weight

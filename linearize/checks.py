@@ -1,4 +1,4 @@
-"""What is verified before a converted model is called finished. A failed check is a `CheckError`."""
+"""What is verified before a converted model is called finished; failing is a `CheckError`."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _compare(name: str, got: Tensor, expected: Tensor, dtype: torch.dtype) -> di
     value, limit = (got - expected).abs().max().item(), LIMITS[dtype]
     if not value <= limit:
         raise CheckError(
-            f"check '{name}' failed: logits differ by {value:.3g}, at most {limit:.3g} is rounding; "
-            "nothing was written. Please report this with the recipe"
+            f"check '{name}' failed: logits differ by {value:.3g}, more than the {limit:.3g} that "
+            "rounding explains; the result was not written. Please report this with the recipe"
         )
     return {"name": name, "value": value, "limit": limit, "passed": True}

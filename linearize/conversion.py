@@ -30,7 +30,6 @@ from .output import OutputDirectory
 from .recipe import Recipe
 from .training import checkpoint, evaluate, packing
 from .training.loop import TrainResult, train
-from .training.packing import Rows
 
 RECIPE = "recipe.yaml"
 PACKAGES = ("linearize", "torch", "transformers", "peft", "accelerate")

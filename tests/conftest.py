@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +21,26 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip(f"{path} is absent; set LINEARIZE_SHARED to the folder of shared material")
     return path
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Numbers made with the original authors' code; their README defines every array."""
+
+    folder: Path
+
+    def cases(self, family: str) -> list[str]:
+        """Names of the model cases of a gate family."""
+        return sorted(p.stem for p in self.folder.glob(f"*_{family}_*.json"))
+
+    def settings(self, case: str) -> dict[str, Any]:
+        return json.loads((self.folder / f"{case}.json").read_text())
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / f"{name}.safetensors")
+
+
+@pytest.fixture(scope="session")
+def golden(shared: Path) -> Golden:
+    """The golden Liger cases; skips where the shared material is absent."""
+    return Golden(shared / "golden" / "liger")

@@ -35,7 +35,7 @@ class Layout:
         self, T: int, keys: int, window: int | None, device: torch.device
     ) -> Tensor | None:
         """[B or 1, 1, T, keys] bool for full softmax attention; None = plain causal, no past."""
-        if T == keys and self.mask is None and self.cu_seqlens is None and window is None:
+        if keys == T and self.mask is None and self.cu_seqlens is None and window is None:
             return None
         key = (T, keys, window)
         if key not in self._masks:

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from ..errors import InputError, UsageError
 from . import bases
-from .attention import ATTENTION, HeadMix, LigerAttention, liger_class
+from .attention import ATTENTION, HeadMix, liger_class
 from .layout import Layout, document_starts
 from .spec import LigerSpec
 

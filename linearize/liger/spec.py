@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import UsageError, suggest
 
 MIXES = {
-    "fixed": "constant weights: mix_weight on the recurrence, the rest on the window (Liger, eq. 8)",
+    "fixed": "constant: mix_weight on the recurrence, the rest on the window (Liger, eq. 8)",
     "learned": "one trained weight per head on the recurrence, starting at 0 (the window alone)",
     "window": "the window alone, no recurrence: the baseline every result is compared with",
 }
@@ -23,7 +23,7 @@ class LigerSpec:
     - `mix`: how recurrence and window are combined; one of `MIXES`.
     - `mix_weight`: weight of the recurrence for `mix="fixed"`, in [0, 1]. Liger uses 0.5.
     - `gate_normalizer`: divides the log gate; None = the family's default (16 for `gla`).
-    - `keep_softmax`: indices of layers left as full softmax attention; negative counts from the end.
+    - `keep_softmax`: layers left as full softmax attention; negative counts from the end.
 
     Raises `UsageError` for a value outside its range.
     """

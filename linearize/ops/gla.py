@@ -182,7 +182,7 @@ def _scan(
 
 
 class _ChunkGrid:
-    """Where each token of the input sits in the list of M chunks, and each chunk in its sequence."""
+    """Where each token sits in the list of M chunks, and each chunk in its sequence."""
 
     def __init__(
         self, batch: int, length: int, cu_seqlens: Tensor | None, size: int, device: torch.device
@@ -273,8 +273,8 @@ def _check(
     Hk, V = v.shape[2:]
     if k.shape != (B, T, Hk, K) or g.shape != k.shape or v.shape[:2] != (B, T):
         raise UsageError(
-            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, g {tuple(g.shape)} do not "
-            "fit: q [B, T, H, K], k and g [B, T, Hk, K], v [B, T, Hk, V]"
+            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, g {tuple(g.shape)} do "
+            "not fit: q [B, T, H, K], k and g [B, T, Hk, K], v [B, T, Hk, V]"
         )
     if H % Hk:
         raise UsageError(f"{H} query heads are not a multiple of {Hk} key/value heads")

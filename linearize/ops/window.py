@@ -44,7 +44,7 @@ def window_attention(
     T, keys = q.shape[1], k.shape[1]
     if cu_seqlens is None and T * keys <= window * window:
         return dense(q, k, v, window=window, mask=mask, scale=scale)
-    if T < keys:  # queries for the past too: at most a window of them, and one path for all lengths
+    if keys > T:  # queries for the past too: at most a window of them, and one path for all lengths
         q = F.pad(q, (0, 0, 0, 0, keys - T, 0))
     if mask is not None:
         packed = Packed.from_mask(mask)
@@ -109,6 +109,8 @@ def blocked(
     """
     B, T, H, K = q.shape
     Hk, V = v.shape[2:]
+    if not T:
+        return q.new_zeros(B, 0, H, V)
     block = min(window, MAX_BLOCK)
     count = -(-T // block)
     past = window - 1
@@ -148,8 +150,8 @@ def _check(
     keys, Hk = k.shape[1:3]
     if k.shape != (B, keys, Hk, K) or v.shape[:3] != (B, keys, Hk) or keys < T:
         raise UsageError(
-            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit: q [B, T, H, K], "
-            "k [B, P + T, Hk, K], v [B, P + T, Hk, V]"
+            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit: "
+            "q [B, T, H, K], k [B, P + T, Hk, K], v [B, P + T, Hk, V]"
         )
     if H % Hk:
         raise UsageError(f"{H} query heads are not a multiple of {Hk} key/value heads")
