@@ -29,7 +29,7 @@ clean:
 
 .venv/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "error: $$($(PYTHON) --version 2>&1) is too old or missing; linearize needs Python 3.11 or newer:" \
+	  echo "error: $$($(PYTHON) --version 2>&1) does not do; linearize needs Python 3.11 or newer:" \
 	    "make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@$(PYTHON) -m venv .venv
 	@touch $@

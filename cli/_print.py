@@ -22,11 +22,15 @@ def results_only(as_json: bool) -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """No weight-loading bars of transformers where stderr is a file or a pipe."""
+    """Leave stderr to what a person needs to know."""
+    import warnings
+
     from transformers.utils.logging import disable_progress_bar
 
     if not sys.stderr.isatty():
-        disable_progress_bar()
+        disable_progress_bar()  # of loading weights
+    # peft 0.21 reads an attribute that transformers 5.23 has renamed.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
 
 
 def emit(values: Any) -> None:
