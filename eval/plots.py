@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -65,8 +66,10 @@ def training(
         tokens = np.array([r["tokens"] for r in records], float)
         loss = np.array([r["loss"] for r in records], float)
         smooth = max(1, len(loss) // 20)
-        axes.plot(tokens, loss, color=_VARIABLES["student"], lw=0.8, alpha=0.45)
-        if smooth > 1:
+        if smooth == 1:
+            axes.plot(tokens, loss, color=_VARIABLES["student"])
+        else:
+            axes.plot(tokens, loss, color=_VARIABLES["student"], lw=0.8, alpha=0.45)
             mean = np.convolve(loss, np.ones(smooth) / smooth, "valid")
             first = (smooth - 1) // 2
             axes.plot(tokens[first : first + len(mean)], mean, color=_VARIABLES["student"])
@@ -156,7 +159,9 @@ def mix(weights: Mapping[str, Sequence[float]]) -> str:
     layers = sorted(weights, key=int)
     table = np.array([weights[layer] for layer in layers], float)
     rows, columns = table.shape
-    limit = max(float(np.abs(table).max()), 1e-6)
+    largest = float(np.abs(table).max())
+    limit = max(largest, 0.1)  # weights that hardly moved should not look as if they had
+    decimals = 2 if largest in (0.0, limit) else min(1 - math.floor(math.log10(largest)), 5)
     with _figure("mix", height=min(0.9 + 0.3 * rows, 12)) as (figure, axes):
         colours = matplotlib.colormaps["PuOr"]
         drawn = axes.pcolormesh(table, cmap=colours, vmin=-limit, vmax=limit)
@@ -165,7 +170,7 @@ def mix(weights: Mapping[str, Sequence[float]]) -> str:
                 shade = colours(0.5 + table[row, column] / limit / 2)
                 dark = np.dot(shade[:3], (0.3, 0.6, 0.1)) < 0.5
                 axes.annotate(
-                    f"{table[row, column]:.2f}",
+                    f"{table[row, column].round(decimals) + 0.0:.{decimals}f}",
                     (column + 0.5, row + 0.5),
                     ha="center",
                     va="center",

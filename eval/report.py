@@ -64,6 +64,7 @@ def render(
     try:
         return environment.from_string(template).render(
             result=result,
+            title=f"{Path(result['base']['name']).name}, linearized",
             losses=figures.losses(result),
             break_even=figures.break_even(result),
             plots=_plots(result, metrics),

@@ -51,3 +51,8 @@ def test_a_wide_mix_is_drawn_as_cells_with_a_scale_instead_of_numbers():
 
 def test_an_all_zero_mix_is_drawn():
     assert words(plots.mix({"0": [0.0, 0.0]})).count("0.00") == 2
+
+
+def test_small_weights_keep_their_digits():
+    assert "0.0029" in words(plots.mix({"0": [0.0029, 0.0001]}))
+    assert "0.34" in words(plots.mix({"0": [0.343, 0.0001]}))
