@@ -42,6 +42,19 @@ the checkpoint carries one line that takes the class from the installed package
 (`pip install linearize`). On the command line: `decode {path} --prompt "..."`.
 """
 
+_LOAD_ADAPTER = """\
+These files are an adapter: they need their base, which is found by its name, and `linearize`.
+
+```python
+import linearize
+
+model = linearize.load("{path}")
+```
+
+`linearize merge {path} --out DIR` makes a whole model of it, which transformers loads by itself.
+On the command line: `decode {path} --prompt "..."`.
+"""
+
 
 def model_card(result: dict[str, Any], *, path: str = "path/to/this/model") -> str:
     """README.md of a converted model, with the YAML front matter of the Hugging Face hub.
@@ -54,7 +67,7 @@ def model_card(result: dict[str, Any], *, path: str = "path/to/this/model") -> s
     name = str(result["base"]["name"])
     sections = {
         None: _summary(result),
-        "Load it": _LOAD.format(path=path),
+        "Load it": (_LOAD_ADAPTER if _is_adapter(result) else _LOAD).format(path=path),
         "How much survived": _numbers(result),
         "Data and recipe": _recipe(result),
         "Limits": _limits(result),
@@ -70,9 +83,10 @@ def model_card(result: dict[str, Any], *, path: str = "path/to/this/model") -> s
 
 def _front_matter(result: dict[str, Any]) -> dict[str, Any]:
     base = result["base"]
-    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    kind = ("peft", "adapter") if _is_adapter(result) else ("transformers", "finetune")
+    front: dict[str, Any] = {"library_name": kind[0], "pipeline_tag": "text-generation"}
     if _is_hub_id(base["name"]):
-        front |= {"base_model": base["name"], "base_model_relation": "finetune"}
+        front |= {"base_model": base["name"], "base_model_relation": kind[1]}
     licence = base.get("license")
     if not licence:
         front["license"] = "unknown"
@@ -82,6 +96,10 @@ def _front_matter(result: dict[str, Any]) -> dict[str, Any]:
         name = re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-")
         front |= {"license": "other", "license_name": name}
     return front | {"tags": ["linearize", "liger", result["spec"]["gate"], "linear-attention"]}
+
+
+def _is_adapter(result: dict[str, Any]) -> bool:
+    return result["recipe"].get("output", {}).get("save") == "adapter"
 
 
 def _is_hub_id(name: str) -> bool:

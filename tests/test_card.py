@@ -79,3 +79,11 @@ def test_failed_checks_are_named():
     result = copy.deepcopy(RESULT)
     result["checks"][0]["passed"] = False
     assert "failed: decode equals full forward" in model_card(result)
+
+
+def test_an_adapter_says_how_it_is_loaded():
+    values, body = front(model_card(changed(recipe={"output": {"save": "adapter"}})))
+    assert values["library_name"] == "peft"
+    assert values["base_model_relation"] == "adapter"
+    assert "linearize merge" in body
+    assert "AutoModelForCausalLM" not in body
