@@ -152,7 +152,7 @@ class _Run:
         kept = read(self.run_dir / METRICS, done) if done else []
         evaluated = {record["step"] for record in kept if "eval_loss" in record}
         main = accelerator.is_main_process
-        logged = time.perf_counter(), done
+        logged, spent = done, 0.0
 
         def measure(step: int) -> None:
             if evaluate is None or step in evaluated:
@@ -168,24 +168,26 @@ class _Run:
                 measure(0)
             with StopRequest() as stop:
                 for step in range(done + 1, self.steps + 1):
+                    before = time.perf_counter()
                     record = self._step(step)
+                    now = time.perf_counter()
+                    spent += now - before  # without evaluation, checkpoints and callbacks
                     losses.append(record["loss"])
                     last = step == self.steps
                     if last or step % settings.log_every == 0:
-                        now = time.perf_counter()
-                        speed = (step - logged[1]) * self.step_tokens / (now - logged[0])
+                        speed = (step - logged) * self.step_tokens / spent
                         record |= {"tokens_per_second": speed, "seconds": now - began}
                         record["memory_bytes"] = memory(accelerator.device)
                         reporter.write(record)
                         if on_step is not None and main:
                             on_step(record)
-                        logged = now, step
+                        logged, spent = step, 0.0
                     if last or (settings.eval_every and step % settings.eval_every == 0):
                         measure(step)
                     asked = self._any(bool(stop))
                     if asked or last or step % settings.checkpoint_every == 0:
                         self._save(step, time.perf_counter() - began, losses)
-                    if asked and not last:
+                    if asked:
                         raise Interrupted(
                             f"interrupted after {step} of {self.steps} steps; they are saved in "
                             f"{self.run_dir}; the same command with --resume continues"

@@ -98,6 +98,18 @@ def test_signal_saves_and_resume_is_exact(uninterrupted, tmp_path, number, capfd
     assert ours == theirs
 
 
+def test_signal_in_the_last_step_stops_the_job_too(tmp_path):
+    """What comes after training (checks, saving the model) must not start."""
+
+    def last(record):
+        if record["step"] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="after 2 of 2 steps"):
+        go(tmp_path, steps=2, on_step=last)
+    assert go(tmp_path, steps=2, resume=True)[1].steps == 2
+
+
 def test_second_signal_stops_at_once(tmp_path):
     def impatient(record):
         os.kill(os.getpid(), signal.SIGINT)
