@@ -121,7 +121,7 @@ def read(name_or_path: str) -> dict[str, Any]:
     Raises `InputError` if there is none, `UsageError` if it is not a YAML mapping.
     """
     path = Path(name_or_path)
-    if path.suffix in {".yaml", ".yml"} or path.exists():
+    if path.suffix in {".yaml", ".yml"} or path.is_file():
         try:
             text = path.read_text(encoding="utf-8")
         except OSError as error:

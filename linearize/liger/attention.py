@@ -10,9 +10,9 @@ import functools
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, Cache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from .. import ops
 from ..errors import UsageError
@@ -151,19 +151,10 @@ def softmax_attention(
     `query` [B, H, T, D], `key` and `value` [B, Hk, keys, D] -> [B, T, H, D]. The base's own window
     is `module.own_window`: the one in the config is the converted layers'.
     """
-    T, keys = query.shape[2], key.shape[2]
-    visible = layout.softmax_mask(T, keys, module.own_window, query.device)
-    o = F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=visible,
-        is_causal=visible is None,
-        dropout_p=dropout,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
+    visible = layout.softmax_mask(query.shape[2], key.shape[2], module.own_window, query.device)
+    return sdpa_attention_forward(
+        module, query, key, value, visible, dropout=dropout, scaling=scaling
     )
-    return o.transpose(1, 2), None
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:
