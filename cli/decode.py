@@ -154,6 +154,7 @@ def _load(model: str, device: str, dtype: str, trust_remote_code: bool) -> tuple
     where = devices.pick(device)
     path = pretrained.locate(model, trust_remote_code=trust_remote_code)
     net = linearize.load(path, dtype=dtype, device=where, trust_remote_code=trust_remote_code)
+    net = net.to(devices.dtype(dtype, net.dtype, where))
     return net, pretrained.tokenizer(path, trust_remote_code)
 
 

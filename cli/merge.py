@@ -25,7 +25,7 @@ def merge(
     json: options.Json = False,
 ) -> None:
     """Fold an adapter into its base: a directory that loads without peft."""
-    from linearize.checkpoint import merge as merge_adapter
+    from linearize.converted import merge as merge_adapter
 
     quiet_libraries()
     with results_only(json):

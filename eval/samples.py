@@ -32,7 +32,9 @@ def write(run_dir: Path, recipe: Recipe) -> Path | None:
     base = pretrained.locate(recipe.base, revision=recipe.revision, trust_remote_code=trust)
     tokenizer = pretrained.tokenizer(base, trust)
     prompts = list(islice(_prompts(recipe, tokenizer), recipe.output.samples))
-    where, dtype = device.pick(recipe.training.device), recipe.training.dtype
+    where = device.pick(recipe.training.device)
+    stored = pretrained.stored_dtype(base, pretrained.read_config(base, trust))
+    dtype = device.dtype(recipe.training.dtype, stored, where)
     found: dict[str, list[str]] = {
         "prompt": [tokenizer.decode(p, skip_special_tokens=True) for p in prompts]
     }

@@ -16,7 +16,7 @@ _HOMES = {
     "LigerSpec": "liger.spec",
     "apply": "liger.modeling",
     "convert": "conversion",
-    "load": "checkpoint",
+    "load": "converted",
 }
 
 __all__ = ["LigerSpec", "__version__", "apply", "convert", "load", "ops"]

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from . import card, checks, device, pretrained
 from . import plan as plans
 from . import recipe as recipes
-from .checkpoint import merge_adapter, write_json
+from .converted import cast, merge_adapter, write_json
 from .errors import UsageError
 from .liger import sizes
 from .liger.modeling import apply, attention_mode
@@ -115,11 +115,13 @@ class _Conversion:
             probe = checks.probe(self.held_out, self.device)
             expected = checks.logits(trained, probe)
             if recipe.output.save == "adapter":
-                trained.save_pretrained(self.path)
+                trained.save_pretrained(self.path, save_embedding_layers=False)
             model = merge_adapter(trained)
             passed.append(checks.merged(model, probe, expected))
+        passed.append(checks.cached(model, self.held_out, self.device))
         self._save(model)
-        passed += checks.saved(model, self.path, self.held_out, self.device)
+        if recipe.output.save == "merged":
+            passed.append(checks.saved(model, self.path, self.held_out, self.device))
         del model, trained
         baseline = self._baseline(spec) if recipe.output.baseline else None
         summary = self._summary(spec, losses, baseline, done, parameters, passed)
@@ -130,7 +132,7 @@ class _Conversion:
 
     def _load(self) -> PreTrainedModel:
         recipe = self.recipe
-        dtype = recipe.training.dtype if recipe.lora.rank else "float32"
+        dtype = self.plan["training"]["dtype"] if recipe.lora.rank else "float32"
         torch.manual_seed(recipe.training.seed)
         return pretrained.load(
             self.base, dtype=dtype, device=self.device, trust_remote_code=recipe.trust_remote_code
@@ -183,6 +185,7 @@ class _Conversion:
     def _save(self, model: PreTrainedModel) -> None:
         """Weights (unless an adapter was asked for), config with provenance, tokenizer, recipe."""
         model.config.linearize = {**model.config.linearize, "provenance": self._provenance(model)}
+        cast(model, self.plan["saved_dtype"])
         if self.recipe.output.save == "adapter":
             model.config.save_pretrained(self.path)
         else:
@@ -196,7 +199,7 @@ class _Conversion:
             "hash": self._base_summary()["hash"],
             "recipe": self.recipe.model_dump(mode="json"),
             "versions": _versions(),
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": self.plan["saved_dtype"],
         }
 
     def _base_summary(self) -> dict[str, Any]:
@@ -228,7 +231,7 @@ class _Conversion:
         means = {name: _mean(values) for name, values in losses.items()}
         means["window_only_trained"] = None if baseline is None else _mean(baseline)
         shape = sizes.Shape.of(self.config, spec)
-        dtype = getattr(torch, self.plan["training"]["dtype"])
+        dtype = getattr(torch, self.plan["saved_dtype"])
         edges = [e for e in POSITION_EDGES if e < self.recipe.data.seq_len]
         edges.append(self.recipe.data.seq_len)
         by_position = {

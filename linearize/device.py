@@ -29,6 +29,17 @@ def pick(name: str = "auto") -> torch.device:
     raise UsageError(f"device={name!r} is not available here ({found}); use auto")
 
 
+def dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype to compute in: `name`, or for `auto` that of the checkpoint.
+
+    On the CPU `auto` computes half-precision checkpoints in float32: few processors multiply
+    bfloat16 matrices at more than a tenth of the speed (docs/speed.md).
+    """
+    if name != "auto":
+        return getattr(torch, name)
+    return torch.float32 if device.type == "cpu" and stored.itemsize < 4 else stored
+
+
 def memory(device: torch.device) -> int:
     """Bytes of memory the device has; for cpu and mps those of the machine."""
     if device.type == "cuda":

@@ -78,8 +78,10 @@ def plan(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> di
     pretrained.check_weights(path)
     pretrained.tokenizer(path, trust)
     shape = sizes.Shape.of(config, spec)
-    wanted = settings.dtype
-    dtype = pretrained.stored_dtype(path, config) if wanted == "auto" else getattr(torch, wanted)
+    on = device.pick(settings.device)
+    stored = pretrained.stored_dtype(path, config)
+    dtype = device.dtype(settings.dtype, stored, on)
+    saved = stored if settings.dtype == "auto" else dtype
     total, mix = sizes.parameters(converted), sizes.mix_parameters(converted)
     lora = recipe.lora
     adapters = sizes.lora_parameters(converted, rank=lora.rank, targets=lora.targets)
@@ -97,7 +99,6 @@ def plan(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> di
         checkpointing=settings.gradient_checkpointing,
         teacher="distill" in settings.objective,
     )
-    on = device.pick(settings.device)
     return {
         "model": _about(recipe.base, path, config),
         "swap": {
@@ -119,16 +120,21 @@ def plan(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> di
             "seq_len": recipe.data.seq_len,
             "objective": settings.objective,
             "learning_rate": settings.learning_rate,
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": _name(dtype),
         },
         "data": _data(recipe),
         "memory_bytes": memory,
         "device": {"name": str(on), "memory_bytes": device.memory(on)},
         "fits": memory["total"] <= device.memory(on),
-        "state_bytes": sizes.state_bytes(shape, spec, dtype),
-        "kv_bytes_per_token": sizes.kv_bytes_per_token(shape, dtype),
-        "output": _output(recipe, path, total * dtype.itemsize, resume, overwrite),
+        "state_bytes": sizes.state_bytes(shape, spec, saved),
+        "kv_bytes_per_token": sizes.kv_bytes_per_token(shape, saved),
+        "saved_dtype": _name(saved),
+        "output": _output(recipe, path, total * saved.itemsize, resume, overwrite),
     }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _about(name: str, path: Path, config: PreTrainedConfig) -> dict[str, Any]:
@@ -137,7 +143,7 @@ def _about(name: str, path: Path, config: PreTrainedConfig) -> dict[str, Any]:
         "path": str(path),
         "model_type": config.model_type,
         "parameters": sizes.parameters(sizes.base_model(config)),
-        "dtype": str(pretrained.stored_dtype(path, config)).removeprefix("torch."),
+        "dtype": _name(pretrained.stored_dtype(path, config)),
         "license": pretrained.licence(path),
         "context": getattr(config, "max_position_embeddings", None),
     }

@@ -235,7 +235,8 @@ def _nearest(path: Path) -> str:
     parent = path.parent
     if not parent.is_dir():
         return f": {parent} does not exist either"
-    return suggest(path.name, [p.name for p in parent.iterdir() if p.is_dir()])
+    hint = suggest(path.name, [p.name for p in parent.iterdir() if p.is_dir()])
+    return hint if "did you mean" in hint else ""  # not the list of everything beside it
 
 
 def _download(name: str, revision: str | None, code: list[str]) -> Path:

@@ -78,7 +78,8 @@ class TrainingSettings(_Strict):
     clip: float = Field(1.0, gt=0)  # gradient norm
     objective: dict[str, float] = {"distill": 1.0}  # objective name -> weight
     seed: int = 0
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto = the checkpoint's
+    # auto = the checkpoint's; on the CPU float32, and the result is saved as the checkpoint was
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"  # auto = cuda, then mps, then cpu
     gradient_checkpointing: bool = False
     checkpoint_every: int = Field(100, ge=1)  # optimizer steps

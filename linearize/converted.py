@@ -44,7 +44,7 @@ def load(
         model = merge_adapter(_with_adapter(where, trust_remote_code))
         stored = model.config.linearize["provenance"]["dtype"]
         wanted = stored if dtype == "auto" else dtype
-        return _cast(model, wanted).to(device)
+        return cast(model, wanted).to(device)
     return pretrained.load(where, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
 
 
@@ -123,7 +123,7 @@ def _compare_keys(model: nn.Module, where: Path) -> None:
         )
 
 
-def _cast(model: PreTrainedModel, dtype: torch.dtype | str) -> PreTrainedModel:
+def cast(model: PreTrainedModel, dtype: torch.dtype | str) -> PreTrainedModel:
     """To a dtype, the mix weights excepted: they stay float32."""
     wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     for name, parameter in model.named_parameters():
