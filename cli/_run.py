@@ -20,7 +20,7 @@ def run(app: typer.Typer) -> NoReturn:
 
     - `LinearizeError` and usage errors: `error: ...` on stderr, or, when `--json` was asked for,
       `{"error": {"message", "exit_code"}}` on stdout.
-    - Ctrl-C: `interrupted` on stderr, exit code 130.
+    - Ctrl-C: the same, with `interrupted` and exit code 130.
     - A reader that went away (`| head`): silence.
     - Anything else is a bug and keeps its traceback (exit code 1).
     """
@@ -30,7 +30,7 @@ def run(app: typer.Typer) -> NoReturn:
         result = app(standalone_mode=False)
         code = result if isinstance(result, int) else 0
         if code == Interrupted.exit_code:
-            print("interrupted", file=sys.stderr)
+            _report("interrupted", code)
         sys.stdout.flush()
     except LinearizeError as error:
         code = _report(str(error), error.exit_code)
@@ -49,6 +49,7 @@ def run(app: typer.Typer) -> NoReturn:
 
 
 def _report(message: str, code: int) -> int:
+    message = " ".join(message.split())  # one line, also where it quotes a parser's drawing
     if "--json" in sys.argv[1:]:
         print(json.dumps({"error": {"message": message, "exit_code": code}}))
     else:

@@ -242,6 +242,7 @@ def _show_plan(plan: dict[str, Any]) -> None:
             "state": f"{bytes_text(plan['state_bytes']['total'])} per sequence instead of "
             f"{bytes_text(plan['kv_bytes_per_token'])} per token",
             "output": plan["output"]["path"] if plan["output"] else "not given; add --out DIR",
+            **{f"note {number}": note for number, note in enumerate(plan["notes"], start=1)},
         }
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 import linearize
 from linearize import device, pretrained
 from linearize.decoding import generate
+from linearize.errors import OutputError
 from linearize.recipe import Recipe
 from linearize.training import data
 
@@ -22,9 +23,10 @@ def write(run_dir: Path, recipe: Recipe) -> Path | None:
 
     A list of `{"prompt", "teacher", "student"}`: greedy continuations of the first
     `PROMPT_TOKENS` tokens (less of short documents) of `recipe.output.samples` held-out documents,
-    `recipe.output.sample_tokens` tokens each. None where no samples are wanted.
+    `recipe.output.sample_tokens` tokens each, fewer where the base's context ends. None where no
+    samples are wanted.
 
-    Raises as loading the two models does.
+    Raises as loading the two models does, and `OutputError` if the file cannot be written.
     """
     if not recipe.output.samples:
         return None
@@ -33,8 +35,10 @@ def write(run_dir: Path, recipe: Recipe) -> Path | None:
     tokenizer = pretrained.tokenizer(base, trust)
     prompts = list(islice(_prompts(recipe, tokenizer), recipe.output.samples))
     where = device.pick(recipe.training.device)
-    stored = pretrained.stored_dtype(base, pretrained.read_config(base, trust))
+    config = pretrained.read_config(base, trust)
+    stored = pretrained.stored_dtype(base, config)
     dtype = device.dtype(recipe.training.dtype, stored, where)
+    room = config.max_position_embeddings - max(map(len, prompts))
     found: dict[str, list[str]] = {
         "prompt": [tokenizer.decode(p, skip_special_tokens=True) for p in prompts]
     }
@@ -44,13 +48,17 @@ def write(run_dir: Path, recipe: Recipe) -> Path | None:
             model = pretrained.load(base, dtype=dtype, device=where, trust_remote_code=trust)
         else:
             model = linearize.load(run_dir, dtype=dtype, device=where)
-        tokens = recipe.output.sample_tokens
+        tokens = min(recipe.output.sample_tokens, max(1, room))
         made = generate(model, tokenizer, prompts, max_new_tokens=tokens)
         found[role] = [generation.text for generation in made]
         del model
     rows = [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
     path = run_dir / "samples.json"
-    path.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(rows, ensure_ascii=False, indent=1)
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"the samples {path} cannot be written: {error.strerror}") from error
     return path
 
 
@@ -66,5 +74,4 @@ def _prompts(recipe: Recipe, tokenizer: Any) -> Iterator[list[int]]:
         first = next(data.documents(settings))
     for text in chain([first], texts):
         ids = tokenizer(text[: 16 * PROMPT_TOKENS]).input_ids  # no token is longer, as a rule
-        if len(ids) > 1:
-            yield ids[: min(PROMPT_TOKENS, (len(ids) + 1) // 2)]
+        yield ids[: min(PROMPT_TOKENS, (len(ids) + 1) // 2)]

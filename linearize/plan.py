@@ -61,7 +61,8 @@ def plan(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> di
     """What `convert` would do with this recipe, and what memory it would take.
 
     Keys: `model`, `swap`, `parameters`, `training`, `data`, `memory_bytes` (per device; see
-    `sizes.training_bytes`), `device` and `fits`, `state_bytes`, `kv_bytes_per_token`, `output`.
+    `sizes.training_bytes`), `device` and `fits`, `state_bytes`, `kv_bytes_per_token`, `notes`
+    (what may not be meant), `output`.
 
     Raises what `convert` would raise before it loads weights: for a missing or unsupported model,
     damaged files, data that is not there, wrong names, an output directory in the way.
@@ -71,6 +72,9 @@ def plan(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> di
     trust = recipe.trust_remote_code
     path = pretrained.locate(recipe.base, revision=recipe.revision, trust_remote_code=trust)
     config = pretrained.read_config(path, trust)
+    if config.model_type.startswith(modeling.PREFIX):
+        made_of = config.linearize.get("provenance", {}).get("base", "its base")
+        raise InputError(f"{recipe.base} is converted already; start from {made_of}")
     spec, settings = recipe.liger.spec(), recipe.training
     gates.find(spec.gate)
     objectives.check(settings.objective)
@@ -129,6 +133,7 @@ def plan(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> di
         "state_bytes": sizes.state_bytes(shape, spec, saved),
         "kv_bytes_per_token": sizes.kv_bytes_per_token(shape, saved),
         "saved_dtype": _name(saved),
+        "notes": _notes(recipe, config, spec),
         "output": _output(recipe, path, total * saved.itemsize, resume, overwrite),
     }
 
@@ -190,6 +195,22 @@ def _sizes(path: Path, config: PreTrainedConfig, spec: LigerSpec) -> dict[str, A
             for tokens in sizes.LENGTHS
         ],
     }
+
+
+def _notes(recipe: Recipe, config: PreTrainedConfig, spec: LigerSpec) -> list[str]:
+    length, context = recipe.data.seq_len, config.max_position_embeddings
+    notes = []
+    if length > context:
+        notes.append(
+            f"rows of {length} tokens are longer than the base's context of {context}: in longer "
+            "documents the teacher itself is lost there"
+        )
+    if spec.window >= length:
+        notes.append(
+            f"a window of {spec.window} keys sees all of a row of {length} tokens: the recurrence "
+            "has nothing to learn"
+        )
+    return notes
 
 
 def _data(recipe: Recipe) -> dict[str, Any]:

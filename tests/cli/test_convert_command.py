@@ -9,6 +9,10 @@ import pytest
 import torch
 from command import Command
 
+from linearize import pretrained
+from linearize.liger.modeling import apply
+from linearize.liger.spec import LigerSpec
+
 
 def plan(command: Command, *arguments: str | Path) -> dict:
     ended = command("convert", *arguments, "--dry-run", "--json")
@@ -66,6 +70,7 @@ MISTAKES = {
     "not an override": (["window"], 2, "write key=value"),
     "unknown recipe": (["--recipe", "ligre"], 3, "did you mean 'liger'"),
     "recipe file": (["--recipe", "no.yaml"], 3, "cannot read recipe no.yaml"),
+    "prose as recipe": (["--recipe", "text.txt"], 2, "not valid YAML"),
     "unknown gate": (["--gate", "gal"], 2, "did you mean 'gla'"),
     "unknown mix": (["--mix", "none"], 2, "liger.mix"),
     "unknown objective": (["training.objective={distil: 1}"], 2, "did you mean 'distill'"),
@@ -76,11 +81,27 @@ MISTAKES = {
 }
 
 
+def test_what_may_not_be_meant_is_noted(
+    stories: Path, text: Path, linearize_command: Command
+) -> None:
+    notes = plan(linearize_command, stories, "--data", text, "seq_len=1024", "window=2048")["notes"]
+    assert "longer than the base's context of 512" in notes[0]
+    assert "nothing to learn" in notes[1]
+    assert plan(linearize_command, stories, "--data", text)["notes"] == []
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 @pytest.mark.parametrize("dry", [True, False])
 def test_mistakes(
-    mistake: str, dry: bool, stories: Path, text: Path, tmp_path: Path, linearize_command: Command
+    mistake: str,
+    dry: bool,
+    stories: Path,
+    text: Path,
+    tmp_path: Path,
+    linearize_command: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     arguments, code, told = MISTAKES[mistake]
     data = ["--data", text] if "--data" not in arguments else []
     common = ["--out", tmp_path / "out", *data, *["--dry-run"] * dry]
@@ -129,7 +150,12 @@ def no_tokenizer(model: Path) -> None:
         file.unlink()
 
 
+def converted(model: Path) -> None:
+    apply(pretrained.load(model), LigerSpec()).save_pretrained(model)
+
+
 DAMAGES = {
+    converted: "is converted already",
     pickle: "pickle checkpoint",
     truncate: "truncated or damaged",
     encoder: "not a decoder-only language model",

@@ -20,9 +20,6 @@ from linearize.liger.modeling import apply
 from linearize.liger.spec import LigerSpec
 from linearize.liger.state import cache_bytes
 
-# peft 0.21 reads an attribute that transformers 5.23 has renamed.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-
 MIB = 2**20
 BF16 = torch.bfloat16
 LLAMA_3_8B = LlamaConfig(
