@@ -15,11 +15,12 @@ from ._version import __version__
 _HOMES = {
     "LigerSpec": "liger.spec",
     "apply": "liger.modeling",
+    "Result": "conversion",
     "convert": "conversion",
     "load": "converted",
 }
 
-__all__ = ["LigerSpec", "__version__", "apply", "convert", "load", "ops"]
+__all__ = ["LigerSpec", "Result", "__version__", "apply", "convert", "load", "ops"]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,14 +14,14 @@ from . import pretrained
 from .errors import CheckError
 from .training.packing import Rows
 
-PREFILL, STEPS = 96, 32  # tokens read at once, then one by one
+PROBE, STEPS = 128, 32  # tokens looked at, and how many of them are read one by one
 # Largest logit difference allowed, by dtype: rounding of two orders of summation.
 LIMITS = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
 
 
 def probe(rows: Rows, device: torch.device) -> Tensor:
     """[1, up to 128] held-out token ids."""
-    return rows.batch([0])["input_ids"][:, : PREFILL + STEPS].to(device)
+    return rows.batch([0])["input_ids"][:, : PROBE].to(device)
 
 
 @torch.no_grad()
@@ -40,7 +40,8 @@ def merged(model: PreTrainedModel, ids: Tensor, expected: Tensor) -> dict[str, A
 def cached(model: PreTrainedModel, rows: Rows, device: torch.device) -> dict[str, Any]:
     """Decoding from the cache, prompt first, then token by token, against one full pass."""
     ids, cache = probe(rows, device), DynamicCache(config=model.config)
-    pieces = [ids[:, :PREFILL], *ids[:, PREFILL:].split(1, dim=1)]
+    prompt = max(1, ids.shape[1] - STEPS)
+    pieces = [ids[:, :prompt], *ids[:, prompt:].split(1, dim=1)]
     steps = [model(input_ids=p, past_key_values=cache, use_cache=True).logits for p in pieces]
     got = torch.cat(steps, 1).float()
     return _compare("cached decoding equals full forward", got, logits(model, ids), model.dtype)
