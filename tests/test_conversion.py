@@ -126,7 +126,7 @@ def test_sigterm_saves_and_resume_ends_with_the_same_weights(
     with _started(settings, out) as process:
         _wait_for_step(out, 3)
         process.send_signal(signal.SIGTERM)
-        told = out.with_suffix(".err").read_text()
+    told = out.with_suffix(".err").read_text()
     assert process.returncode == 130, told
     assert "--resume continues" in told
     assert not out.exists()
