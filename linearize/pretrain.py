@@ -20,7 +20,7 @@ import tokenizers
 import torch
 import transformers
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from . import recipe
 from .errors import LinearizeError, UsageError
@@ -115,8 +115,9 @@ def pretrain(settings: PretrainRecipe, out: Path, *, resume: bool = False) -> Pa
         texts = (text for held_out, text in data.split(settings.data) if not held_out)
         context = settings.model.max_position_embeddings
         tokenizer = train_bpe(texts, vocab_size=settings.tokenizer.vocab_size, context=context)
-        model = LlamaForCausalLM(
-            LlamaConfig(
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(
+                "llama",
                 vocab_size=len(tokenizer),
                 bos_token_id=tokenizer.bos_token_id,
                 eos_token_id=tokenizer.eos_token_id,
@@ -150,10 +151,15 @@ def pretrain(settings: PretrainRecipe, out: Path, *, resume: bool = False) -> Pa
             "seconds": time.perf_counter() - began,
             "held_out_loss": _loss(model, held_out, size),
         }
-        model.to(torch.bfloat16)
+        # The numbers of the weights as saved, but computed in float32: CPUs are slow in bfloat16.
+        losses = token_losses(model.to(torch.bfloat16).float(), held_out, batch_size=size)
+        edges = _edges(held_out.seq_len)
         record |= {
-            "held_out_loss_bfloat16": _loss(model, held_out, size),
-            "held_out_loss_by_position": _by_position(model, held_out, size),
+            "held_out_loss_bfloat16": losses.double().nanmean().item(),
+            "held_out_loss_by_position": {
+                "edges": edges,
+                "loss": loss_by_position(losses, edges),
+            },
             "versions": {
                 "python": platform.python_version(),
                 "torch": torch.__version__,
@@ -161,7 +167,7 @@ def pretrain(settings: PretrainRecipe, out: Path, *, resume: bool = False) -> Pa
                 "tokenizers": tokenizers.__version__,
             },
         }
-        model.save_pretrained(directory.path)
+        model.to(torch.bfloat16).save_pretrained(directory.path)
         tokenizer.save_pretrained(directory.path)
         text = json.dumps(record, indent=1)
         (directory.path / "pretraining.json").write_text(text + "\n", encoding="utf-8")
@@ -172,18 +178,15 @@ def pretrain(settings: PretrainRecipe, out: Path, *, resume: bool = False) -> Pa
         return directory.commit()
 
 
-def _loss(model: LlamaForCausalLM, rows: Rows, size: int) -> float:
+def _loss(model: PreTrainedModel, rows: Rows, size: int) -> float:
     return mean_loss(model, rows, batch_size=size)[0]
 
 
-def _by_position(model: LlamaForCausalLM, rows: Rows, size: int) -> dict[str, list[float]]:
+def _edges(seq_len: int) -> list[int]:
     edges = [0, 16]
-    while edges[-1] < rows.seq_len:
-        edges.append(min(2 * edges[-1], rows.seq_len))
-    return {
-        "edges": edges,
-        "loss": loss_by_position(token_losses(model, rows, batch_size=size), edges),
-    }
+    while edges[-1] < seq_len:
+        edges.append(min(2 * edges[-1], seq_len))
+    return edges
 
 
 def main() -> int:
