@@ -1,7 +1,8 @@
 """Makes converted checkpoints known to transformers after `import linearize`, at no cost before.
 
-Registering needs transformers' Auto classes, which import torch. So nothing is imported here: a
-finder waits until somebody imports the Auto classes, and registers right after.
+The converted classes derive from transformers' model classes, which import torch. So nothing is
+imported here: a finder waits until somebody imports transformers' `AutoConfig` and then registers
+stand-ins, which fetch the real classes when a converted config is first read.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
-_AUTO = "transformers.models.auto.modeling_auto"
-_MODELS = "linearize.liger.modeling"
+_AUTO = "transformers.models.auto.configuration_auto"
+_MODELING = "linearize.liger.modeling"
 
 
 class _RegisterAfter(MetaPathFinder, Loader):
-    """Loads `_AUTO` as usual, then the converted classes, which register themselves."""
+    """Loads `_AUTO` as usual, then registers the stand-ins."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -36,14 +38,40 @@ class _RegisterAfter(MetaPathFinder, Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__.loader = self._loader
+        module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
-        importlib.import_module(_MODELS)
+        _register(module)
 
 
 def when_transformers_loads() -> None:
-    """Register now if the Auto classes are there, else as soon as they are."""
+    """Register now if `AutoConfig` is there, else as soon as it is."""
     if _AUTO in sys.modules:
-        importlib.import_module(_MODELS)
+        _register(sys.modules[_AUTO])
     elif not any(isinstance(finder, _RegisterAfter) for finder in sys.meta_path):
         sys.meta_path.insert(0, _RegisterAfter())
+
+
+def _register(auto: ModuleType) -> None:
+    from .liger import bases
+
+    for base in bases.BASES:
+        name = bases.PREFIX + base
+        if name not in auto.CONFIG_MAPPING:
+            auto.AutoConfig.register(name, _stand_in(base))
+
+
+def _stand_in(base: str) -> type:
+    """What `AutoConfig` finds until the real class takes its place, on first use."""
+
+    def real() -> type:
+        return importlib.import_module(_MODELING).CONFIGS[base]
+
+    class StandIn:
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            return real()(*args, **kwargs)
+
+        @classmethod
+        def from_dict(cls, *args: Any, **kwargs: Any) -> Any:
+            return real().from_dict(*args, **kwargs)
+
+    return StandIn

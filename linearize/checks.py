@@ -21,7 +21,7 @@ LIMITS = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
 
 def probe(rows: Rows, device: torch.device) -> Tensor:
     """[1, up to 128] held-out token ids."""
-    return rows.batch([0])["input_ids"][:, : PROBE].to(device)
+    return rows.batch([0])["input_ids"][:, :PROBE].to(device)
 
 
 @torch.no_grad()

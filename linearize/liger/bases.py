@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
-
-from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, suggest
+
+if TYPE_CHECKING:  # `import linearize` registers these names without importing torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedConfig
+
+PREFIX = "liger_"  # of the model_type of converted models
 
 
 def _no_window(config: PreTrainedConfig, layer: int) -> int | None:

@@ -17,10 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from ..errors import InputError, UsageError
 from . import bases
 from .attention import ATTENTION, HeadMix, liger_class
+from .bases import PREFIX
 from .layout import Layout, document_starts
 from .spec import LigerSpec
 
-PREFIX = "liger_"  # of the model_type of converted models
 STUB = "modeling_linearize.py"  # lets transformers load a checkpoint without importing linearize
 
 

@@ -117,6 +117,7 @@ def test_round_trip(family: str, tied: bool, tmp_path: Path) -> None:
         "import linearize",
         "import transformers, linearize",
         "import transformers; transformers.AutoModelForCausalLM; import linearize",
+        "import linearize; from transformers import LlamaConfig",
         "trust = True",
     ],
 )

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from linearize.errors import InputError
 from linearize.recipe import DataSettings
+from linearize.training import packing
 from linearize.training.packing import Rows, build_rows, row_at
 from linearize.training.tokenizer import train_bpe
 
@@ -100,7 +101,9 @@ def test_build_rows_packs_documents_between_bos_and_eos(
 ) -> None:
     source = corpus(tmp_path / "a.txt", STORIES)
     train, held_out, info = build_rows(
-        DataSettings(source=source, seq_len=16, eval_fraction=0.1), tokenizer, 10**6
+        DataSettings(source=source, seq_len=16, eval_fraction=0.1, boundaries=False),
+        tokenizer,
+        10**6,
     )
 
     def packed_form(texts: list[str]) -> list[int]:
@@ -118,15 +121,48 @@ def test_build_rows_packs_documents_between_bos_and_eos(
         "eval_tokens": len(held_out.tokens),
     }
     bare, _, _ = build_rows(
-        DataSettings(source=source, bos=False, eos=False, eval_fraction=0.1), tokenizer, 10**6
+        DataSettings(source=source, bos=False, eos=False, eval_fraction=0.1, boundaries=False),
+        tokenizer,
+        10**6,
     )
     assert not {0, 1} & set(bare.tokens.tolist())
     assert len(bare.tokens) == len(train.tokens) - 2 * 36
 
 
+@settings(deadline=None, max_examples=30)
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=2, max_size=30),
+    row=st.integers(4, 40),
+    bos=st.booleans(),
+)
+def test_documents_that_fit_are_never_cut(lengths: list[int], row: int, bos: bool) -> None:
+    """And longer ones become windows, each begun with bos; no token is lost or doubled."""
+    numbers = iter(range(1, 10**6))
+    documents = [[next(numbers) for _ in range(length)] for length in lengths]
+    starts = np.cumsum([0, *lengths[:-1]])
+    flat = np.array([t for d in documents for t in d], dtype=np.int32)
+    tokens, at = packing._whole(flat, starts, row, [0] if bos else [])
+    rows = Rows(tokens, at, row)
+    assert len(tokens) == len(rows) * row
+    assert sorted(t for t in tokens.tolist() if t > 0) == flat.tolist()
+    held = [[t for t in r if t >= 0] for r in tokens.reshape(-1, row).tolist()]
+    for document in documents:
+        if len(document) <= row:
+            assert any(document == r[i : i + len(document)] for r in held for i in range(len(r))), (
+                "a document that fits was cut"
+            )
+    batch = rows.batch(range(len(rows)))
+    ids, targets = batch["input_ids"], batch["targets"]
+    known = targets != -100
+    assert (targets[known] == ids[known] + 1)[ids[known] > 0].all(), "a target left its document"
+    first = batch["position_ids"] == 0
+    begins = {d[0] for d in documents}
+    assert all(t in begins or t == 0 or not bos for t in ids[first].tolist())
+
+
 def test_budgets_cut_the_same_stream(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     source = corpus(tmp_path / "a.txt", STORIES)
-    whole = DataSettings(source=source, seq_len=16, eval_fraction=0.1)
+    whole = DataSettings(source=source, seq_len=16, eval_fraction=0.1, boundaries=False)
     everything, held_out, _ = build_rows(whole, tokenizer, 10**6)
     for budget, eval_tokens in [(1, 1000), (16, 5), (17, 40), (100, 100), (400, 7)]:
         settings = whole.model_copy(update={"eval_tokens": eval_tokens})
@@ -142,7 +178,7 @@ def test_one_document_is_split_at_the_end(
 ) -> None:
     text = " ".join(STORIES)
     source = corpus(tmp_path / "a.txt", [text])
-    settings = DataSettings(source=source, seq_len=32, eval_fraction=0.2)
+    settings = DataSettings(source=source, seq_len=32, eval_fraction=0.2, boundaries=False)
     train, held_out, info = build_rows(settings, tokenizer, 10**6)
     joined = [*train.tokens.tolist(), *held_out.tokens.tolist()]
     assert joined == [0, *tokenizer(text)["input_ids"], 1]
@@ -155,6 +191,7 @@ def test_held_out_text_of_its_own(tmp_path: Path, tokenizer: PreTrainedTokenizer
     settings = DataSettings(
         source=corpus(tmp_path / "a.txt", STORIES),
         eval_source=corpus(tmp_path / "b.txt", ["the mat sat", "a cat"]),
+        boundaries=False,
     )
     train, held_out, info = build_rows(settings, tokenizer, 10**6)
     assert info["documents"] == len(STORIES) == len(train.starts)
@@ -167,7 +204,7 @@ def test_text_shorter_than_a_row_makes_one_padded_row(
     settings = DataSettings(source=corpus(tmp_path / "a.txt", ["a cat", "the mat"]), seq_len=64)
     train, held_out, _ = build_rows(settings, tokenizer, 1000)
     batch = train.batch([0])
-    count = len(train.tokens)
+    count = int((train.tokens >= 0).sum())
     assert len(train) == len(held_out) == 1
     assert (batch["input_ids"][0, count:] == tokenizer.pad_token_id).all()
     assert (batch["targets"][0, count - 1 :] == -100).all()
@@ -182,7 +219,8 @@ def test_real_tokenizers_add_no_second_bos_and_do_not_warn(
     tokenizer.model_max_length = 16
     source = str(shared / "data/tinystories/valid.txt")
     with caplog.at_level(logging.WARNING):
-        train, _, info = build_rows(DataSettings(source=source, seq_len=128), tokenizer, 20_000)
+        settings = DataSettings(source=source, seq_len=128, boundaries=False)
+        train, _, info = build_rows(settings, tokenizer, 20_000)
     assert info["train_tokens"] == 20_096
     first = train.tokens[train.starts[1] - 1 : train.starts[1] + 2].tolist()
     assert first[:2] == [tokenizer.eos_token_id, tokenizer.bos_token_id]
