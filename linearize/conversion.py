@@ -151,11 +151,11 @@ class _Conversion:
                     lora_alpha=lora.alpha,
                     lora_dropout=lora.dropout,
                     target_modules=list(lora.targets),
-                    base_model_name_or_path=self.recipe.base,
                     task_type="CAUSAL_LM",
                     **mixes,
                 ),
             )
+            model.peft_config["default"].base_model_name_or_path = self.recipe.base
         return model, sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     def _train(self, model: nn.Module, run_dir: Path) -> TrainResult:

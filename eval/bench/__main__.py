@@ -29,7 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
             records = ops.run(device, lengths=options.lengths, seconds=options.seconds)
             title, columns, rows = "ops", _OPS, _op_rows
         else:
-            teacher = pretrained.load(pretrained.locate(options.model), device=device)
+            path = pretrained.locate(options.model)
+            stored = pretrained.stored_dtype(path, pretrained.read_config(path))
+            dtype = devices.dtype("auto", stored, device)
+            teacher = pretrained.load(path, dtype=dtype, device=device)
             records = decode.run(teacher, contexts=options.contexts, seconds=options.seconds)
             title, columns, rows = f"decoding with {options.model}", _DECODE, _decode_rows
         machine = timing.machine(device)
