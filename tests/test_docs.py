@@ -1,0 +1,85 @@
+"""README, docs and recipes say what is true: their commands parse, their files exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from linearize import recipe
+from linearize.cli.main import app
+from linearize.liger import bases, gates
+from linearize.liger.spec import MIXES
+from linearize.training.objectives import OBJECTIVES
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOT_CONVERSIONS = {"embedded"}  # recipes of other jobs
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Every `linearize ...`, `decode ...` or `make ...` line of a code block."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+            for line in block.splitlines():
+                words = shlex.split(line, comments=True)
+                if words and words[0] in {"linearize", "decode", "make"}:
+                    found.append((page.name, words))
+    return found
+
+
+def test_pages_hold_commands() -> None:
+    assert {words[0] for _, words in commands()} == {"linearize", "decode", "make"}
+
+
+@pytest.mark.parametrize(("page", "words"), commands(), ids=lambda v: str(v)[:60])
+def test_commands_exist_and_know_their_options(page: str, words: list[str]) -> None:
+    if words[0] == "make":
+        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert words[1] in targets
+        return
+    module = "linearize.cli.main" if words[0] == "linearize" else "linearize.cli.decode"
+    if words[0] == "linearize":
+        names = {c.name or c.callback.__name__ for c in app.registered_commands}
+        assert words[1] in names
+        module += f" {words[1]}"
+    ended = subprocess.run(
+        [sys.executable, "-m", *module.split(), "--help"], capture_output=True, text=True, check=True
+    )
+    for word in words:
+        if word.startswith("--"):
+            assert word in ended.stdout, f"{page}: {word} is not an option of {module}"
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_readme_lists_what_is_registered() -> None:
+    text = (ROOT / "README.md").read_text()
+    names = {b.name for b in bases.BASES.values()} | {g.upper() for g in gates.GATES}
+    for name in names | set(MIXES) | (set(recipe.names()) - NOT_CONVERSIONS):
+        assert name in text, f"README does not mention {name}"
+
+
+@pytest.mark.parametrize("name", sorted(set(recipe.names()) - NOT_CONVERSIONS))
+def test_recipes_build_and_are_explained(name: str) -> None:
+    built = recipe.load(name)
+    built.liger.spec()
+    assert set(built.training.objective) <= set(OBJECTIVES)
+    text = (ROOT / "recipes" / f"{name}.yaml").read_text()
+    assert text.startswith("# "), "a recipe begins with what it is for"
+    assert isinstance(yaml.safe_load(text), dict)
+
+
+def test_readme_names_the_test_command_that_ci_runs() -> None:
+    assert "make test" in (ROOT / "README.md").read_text()
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
