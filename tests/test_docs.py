@@ -50,7 +50,10 @@ def test_commands_exist_and_know_their_options(page: str, words: list[str]) -> N
         assert words[1] in names
         module += f" {words[1]}"
     ended = subprocess.run(
-        [sys.executable, "-m", *module.split(), "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", *module.split(), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     for word in words:
         if word.startswith("--"):
