@@ -28,6 +28,7 @@ class LigerMixin:
     """What a converted causal LM adds to the stock one of its base family."""
 
     _keep_in_fp32_modules_strict = ("mix",)
+    _is_stateful = True  # generate then refuses what would have to roll a state back
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
