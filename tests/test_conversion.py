@@ -33,11 +33,12 @@ def settings(shared: Path) -> Recipe:
         [
             f"base={shared / 'data' / 'models' / 'stories260K'}",
             f"data.source={shared / 'data' / 'tinystories' / 'valid.txt'}",
-            "data.seq_len=64",
-            "data.eval_tokens=1024",
+            "data.seq_len=128",
+            "data.eval_tokens=4096",
             "liger.window=16",
-            f"training.tokens={STEPS * 2 * 64}",
-            "training.batch_size=2",
+            f"training.tokens={STEPS * 4 * 128}",
+            "training.batch_size=4",
+            "training.objective={distill: 1.0, next_token: 1.0}",
             "training.checkpoint_every=2",
         ],
     )
@@ -67,7 +68,7 @@ def test_the_result_says_what_survived(finished: linearize.Result, settings: Rec
     assert steps == list(range(1, STEPS + 1))
     provenance = json.loads((finished.path / "config.json").read_text())["linearize"]["provenance"]
     assert provenance["hash"] == pretrained.content_hash(Path(settings.base))
-    assert provenance["recipe"]["training"]["batch_size"] == 2
+    assert provenance["recipe"]["training"]["batch_size"] == 4
     assert not list(finished.path.parent.glob("*.partial"))
     assert not (finished.path / "checkpoints").exists()
     card = (finished.path / "README.md").read_text()

@@ -26,8 +26,8 @@ def test_a_plan_writes_nothing_and_knows_the_sizes(
     before = sorted(tmp_path.iterdir())
     found = plan(linearize_command, stories, "--data", text, "--out", tmp_path / "out")
     assert sorted(tmp_path.iterdir()) == before
-    rank, layers = 8, 5
-    assert found["parameters"]["adapters"] == layers * rank * (2 * 64 + 64 + 32 + 64 + 32)
+    rank, layers = 16, 5
+    assert found["parameters"]["adapters"] == layers * rank * 2 * (2 * 64 + 64 + 32)
     assert found["parameters"]["mix"] == layers * 8
     assert found["training"]["tokens_per_step"] == 8 * 512
     assert found["training"]["steps"] == -(-20_000_000 // (8 * 512))
@@ -54,13 +54,13 @@ def test_the_model_may_come_from_the_recipe(
 ) -> None:
     found = plan(linearize_command, f"base={stories}", f"source={text}", "rank=4")
     assert found["model"]["path"] == str(stories)
-    assert found["parameters"]["adapters"] == 6400
+    assert found["parameters"]["adapters"] == 8960
 
 
 def test_the_plan_as_text(stories: Path, text: Path, linearize_command: Command) -> None:
     ended = linearize_command("convert", stories, "--data", text, "--dry-run", "keep_softmax=[0]")
     assert ended.code == 0
-    for told in ("4 attention layers", "layers 0 stay softmax", "12,832 parameters", "add --out"):
+    for told in ("4 attention layers", "layers 0 stay softmax", "35,872 parameters", "add --out"):
         assert told in " ".join(ended.out.split())
 
 
