@@ -224,5 +224,6 @@ def _parse(raw: str) -> Any:
 def _explain(error: Any) -> str:
     key = ".".join(str(p) for p in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"unknown recipe key '{key}'{suggest(key, _known_keys())}"
+        near = suggest(key, _known_keys()) or "; linearize/recipe.py explains every key"
+        return f"unknown recipe key '{key}'{near}"
     return f"recipe key '{key}' = {error['input']!r}: {error['msg'][:1].lower()}{error['msg'][1:]}"
