@@ -2,8 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# --no-compile: Python compiles what is imported; compiling everything takes longer than installing.
-PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DECLARED := pyproject.toml constraints.txt
 
 .PHONY: demo test lint clean embedded
