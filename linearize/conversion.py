@@ -97,6 +97,7 @@ class _Conversion:
             recipe.data, self.tokenizer, budget
         )
         self.config = pretrained.read_config(base, trust)
+        self.hash = pretrained.content_hash(base)  # once: it reads every byte of the weights
 
     def run(self) -> dict[str, Any]:
         """All steps; returns what `result.json` holds."""
@@ -196,7 +197,7 @@ class _Conversion:
         return {
             "base": self.recipe.base,
             "revision": self.recipe.revision,
-            "hash": self._base_summary()["hash"],
+            "hash": self.hash,
             "recipe": self.recipe.model_dump(mode="json"),
             "versions": _versions(),
             "dtype": self.plan["saved_dtype"],
@@ -205,7 +206,7 @@ class _Conversion:
     def _base_summary(self) -> dict[str, Any]:
         about = self.plan["model"]
         kept = {name: about[name] for name in ("name", "model_type", "license", "parameters")}
-        return {**kept, "hash": pretrained.content_hash(self.base)}
+        return {**kept, "hash": self.hash}
 
     def _baseline(self, spec: LigerSpec) -> Tensor:
         """Held-out losses of the window alone, trained with the same recipe and budget."""

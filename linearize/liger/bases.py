@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ class Base:
     masks_by_layer_type: bool = False
     config_changes: dict[str, Any] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property  # every layer asks for it in every step
     def modeling(self) -> Any:
         """The family's modeling module in transformers."""
         return importlib.import_module(
