@@ -9,7 +9,7 @@ import contextlib
 import importlib.metadata
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from . import recipe as recipes
 from .converted import cast, merge_adapter, write_json
 from .errors import UsageError
 from .liger import sizes
-from .liger.modeling import apply, attention_mode
+from .liger.modeling import apply, attention_mode, spec_of
 from .liger.spec import LigerSpec
 from .output import OutputDirectory
 from .recipe import Recipe
@@ -144,7 +144,7 @@ class _Conversion:
         lora = self.recipe.lora
         if lora.rank:
             torch.manual_seed(self.recipe.training.seed)  # the adapters' random start
-            mixes = {"modules_to_save": ["mix"]} if self.recipe.liger.mix == "learned" else {}
+            mixes = {"modules_to_save": ["mix"]} if spec_of(model.config).mix == "learned" else {}
             model = get_peft_model(
                 model,
                 LoraConfig(
@@ -211,12 +211,9 @@ class _Conversion:
     def _baseline(self, spec: LigerSpec) -> Tensor:
         """Held-out losses of the window alone, trained with the same recipe and budget."""
         run_dir = self.path / "baseline"
-        model = apply(self._load(), LigerSpec(**{**spec.to_dict(), "mix": "window"}))
-        recipe, self.recipe = self.recipe, _with_mix(self.recipe, "window")
-        trained, _ = self._adapted(model)
+        trained, _ = self._adapted(apply(self._load(), replace(spec, mix="window")))
         self._train(trained, run_dir)
         losses = self._losses(trained)
-        self.recipe = recipe
         shutil.rmtree(checkpoint.directory(run_dir), ignore_errors=True)
         return losses
 
@@ -276,10 +273,6 @@ def _same_recipe(recipe: Recipe, path: Path) -> None:
                 "give the same, or start anew with --overwrite"
             )
     file.write_text(recipes.dump(recipe), encoding="utf-8")
-
-
-def _with_mix(recipe: Recipe, mix: str) -> Recipe:
-    return recipe.model_copy(update={"liger": recipe.liger.model_copy(update={"mix": mix})})
 
 
 def _mean(losses: Tensor) -> float:
