@@ -1,0 +1,60 @@
+"""Remedies against repetition by name: one row each, for the command, evaluation and Python.
+
+A factory takes the tokenizer, then its own options by keyword, validates them, and returns a
+`LogitsProcessor`. A `RowProcessor` is told where the prompts end and who listens.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from linearize.errors import UsageError, suggest
+
+from .repetition.rows import Penalty, RowProcessor
+
+Remedies = Mapping[str, Mapping[str, Any]] | Iterable[str]
+
+REMEDIES: dict[str, Callable[..., LogitsProcessor]] = {}
+
+
+def given(remedies: Remedies) -> dict[str, dict[str, Any]]:
+    """Name -> options, from a mapping or from names alone."""
+    if isinstance(remedies, str):
+        remedies = [remedies]
+    if isinstance(remedies, Mapping):
+        return {name: dict(options) for name, options in remedies.items()}
+    return {name: {} for name in remedies}
+
+
+def make(
+    remedies: Remedies,
+    tokenizer: Any,
+    *,
+    pad_token_id: int | None = None,
+    prompt_length: int | None = None,
+    on_penalty: Callable[[Penalty], None] | None = None,
+) -> LogitsProcessorList:
+    """The processors of one batch, in the order given.
+
+    Raises `UsageError` for an unknown name, option or value, `InputError` for a grammar that is
+    not installed.
+    """
+    made = LogitsProcessorList()
+    for name, options in given(remedies).items():
+        if name not in REMEDIES:
+            raise UsageError(f"there is no remedy '{name}'{suggest(name, REMEDIES)}")
+        known = list(inspect.signature(REMEDIES[name]).parameters)[1:]
+        for option in options:
+            if option not in known:
+                raise UsageError(f"'{name}' has no option '{option}'{suggest(option, known)}")
+        processor = REMEDIES[name](tokenizer, **options)
+        if isinstance(processor, RowProcessor):
+            processor.pad_token_id = pad_token_id
+            processor.prompt_length = prompt_length
+            processor.on_penalty = on_penalty
+        made.append(processor)
+    return made
