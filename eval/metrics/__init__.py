@@ -1,0 +1,1 @@
+"""Metrics of repetition: what they count, in numbers that can be compared with the papers."""
