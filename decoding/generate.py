@@ -4,37 +4,56 @@
 - Only what is asked for applies: sampling and penalty defaults stored with the model are switched
   off; its end-of-text tokens are kept.
 - Prompts are batched by left padding with a mask; a tokenizer needs no padding token.
+- Order of the processors: broken logits are caught, remedies see raw logits, the sampler chooses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from transformers import StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from linearize.errors import InputError, UsageError
 
+from . import remedies as remedy
 from . import sampling
-from .text import Continuation, Watch
+from .encode import Truncate, encode
+from .finite import Finite
+from .repetition.rows import Penalty
+from .text import Continuation, StopStrings, Watch
+
+# Spelt out, because what is left out is filled in from the model's own defaults.
+_NEUTRAL = {
+    "do_sample": False,
+    "num_beams": 1,
+    "temperature": 1.0,
+    "top_k": 50,  # transformers' neutral value when nothing is drawn
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+}
 
 
 @dataclass(frozen=True)
 class Generation:
     """What one prompt was continued with.
 
+    - `prompt`: the index of that prompt; `prompt_tokens`: how many tokens it has.
     - `text`: the continuation, without special tokens and without the stop string.
     - `ids`: the generated tokens, the ending one included.
-    - `finish_reason`: "stop" (a stop string), "eos" (an end-of-text token) or "length".
+    - `finish_reason`: "stop" (a stop string), "eos" (an end-of-text token), "length", or "nan":
+      the logits of the next token were NaN or infinite; what came before is kept.
     - `seconds`: from the start of its batch to its last token, prefill included.
     """
 
+    prompt: int
+    prompt_tokens: int
     text: str
     ids: list[int]
-    prompt_tokens: int
-    finish_reason: Literal["stop", "eos", "length"]
+    finish_reason: Literal["stop", "eos", "length", "nan"]
     seconds: float
 
     @property
@@ -49,22 +68,33 @@ def generate(
     prompts: str | Sequence[str | Sequence[int]],
     *,
     sampler: str = "greedy",
+    remedies: remedy.Remedies = (),
     max_new_tokens: int = 128,
+    num_return: int = 1,
     seed: int | Sequence[int] = 0,
     stop: Sequence[str] = (),
+    truncate: Truncate | None = None,
     on_text: Callable[[str], None] | None = None,
+    on_penalty: Callable[[int, Penalty], None] | None = None,
     batch_size: int = 8,
     **options: Any,
 ) -> list[Generation]:
-    """Continue each prompt; results come in the order of the prompts.
+    """Continue each prompt; results come in the order of the prompts, `num_return` for each.
 
     - `prompts`: texts, or token ids where the caller has tokenised already.
     - `sampler`, `options`: a row of `sampling.SAMPLERS` and its own options (`temperature`, ...).
+    - `remedies`: rows of `remedies.REMEDIES` against repetition, in this order: names, or a mapping
+      from names to their options.
+    - `num_return`: texts per prompt: drawn with `seed`, `seed + 1`, ..., or the best beams.
     - `seed`: one for every prompt, or one each. A prompt's text depends on its own seed only, not
       on the prompts beside it (up to the rounding of batched matrix products).
     - `stop`: strings that end a continuation; they are not part of its text.
-    - `on_text`: called with pieces of text as they come; for a single prompt.
-    - `batch_size`: prompts per forward pass.
+    - `truncate`: see `encode.encode`.
+    - `on_text`: called with pieces of text as they come; for a single result. Beam search knows
+      its text only when it ends, and then calls once.
+    - `on_penalty`: called with the index of a prompt and what a remedy changed there; `row` then
+      counts the prompt's own beams (0 without beams) and `position` its generated tokens, from 0.
+    - `batch_size`: rows per forward pass, beams counted.
 
     Raises `UsageError` for an option out of range, `InputError` for a prompt that has no tokens or
     does not fit the model.
@@ -74,101 +104,160 @@ def generate(
         raise UsageError(f"max_new_tokens={max_new_tokens} is below 1")
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size} is below 1")
-    if on_text is not None and len(prompts) != 1:
-        raise UsageError(f"text can be streamed for one prompt, not for {len(prompts)}")
+    if on_text is not None and len(prompts) * num_return != 1:
+        count = len(prompts) * num_return
+        raise UsageError(f"text can be streamed for one result, not for {count}")
     if any(not s for s in stop):
         raise UsageError("a stop string is empty; leave it out")
     seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
     if len(seeds) != len(prompts):
         raise UsageError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one, or one each")
-    start = sampling.make(sampler, **options)
-    encoded = [_encode(tokenizer, prompt) for prompt in prompts]
-    _check_positions(model, max(map(len, encoded), default=0) + max_new_tokens)
-    eos = _end_tokens(model, tokenizer)
+    chosen = sampling.make(sampler, **options)
+    chosen.check_returns(num_return)
+    encoded = _encode(model, tokenizer, prompts, max_new_tokens, truncate)
 
-    done: list[Continuation] = []
+    run = _Run(
+        model=model,
+        tokenizer=tokenizer,
+        sampler=chosen,
+        remedies=remedy.given(remedies),
+        max_new_tokens=max_new_tokens,
+        returns=1 if chosen.draws else num_return,
+        stop=stop,
+        eos=_end_tokens(model, tokenizer),
+        on_text=on_text,
+        on_penalty=on_penalty,
+    )
+    draws = num_return if chosen.draws else 1
+    jobs = [
+        (index, ids, seeds[index] + draw)
+        for index, ids in enumerate(encoded)
+        for draw in range(draws)
+    ]
+    # Prompts of like length share a batch: less padding to compute.
+    order = sorted(range(len(jobs)), key=lambda job: len(jobs[job][1]))
+    width = max(1, batch_size // chosen.beams)
+    done: dict[int, list[Continuation]] = {}
     training = model.training
     model.eval()  # dropout would make the text depend on more than the seed
     try:
-        for first in range(0, len(encoded), batch_size):
-            some = slice(first, first + batch_size)
-            rows = [Continuation(ids, tokenizer, stop=stop, eos=eos) for ids in encoded[some]]
-            _run(model, encoded[some], rows, start(seeds[some]), eos, max_new_tokens, on_text)
-            done += rows
+        for first in range(0, len(order), width):
+            some = order[first : first + width]
+            done.update(zip(some, run([jobs[job] for job in some]), strict=True))
     finally:
         model.train(training)
     return [
-        Generation(row.text, row.ids, len(ids), row.finish or "length", row.seconds)
-        for ids, row in zip(encoded, done, strict=True)
+        Generation(index, len(ids), row.text, row.ids, row.finish or "length", row.seconds)
+        for job, (index, ids, _) in enumerate(jobs)
+        for row in done[job]
     ]
 
 
-def _run(
+@dataclass(frozen=True)
+class _Run:
+    """One call of `model.generate` per batch of jobs: (index of the prompt, its ids, seed)."""
+
+    model: Any
+    tokenizer: Any
+    sampler: sampling.Sampler
+    remedies: dict[str, dict[str, Any]]
+    max_new_tokens: int
+    returns: int
+    stop: Sequence[str]
+    eos: list[int]
+    on_text: Callable[[str], None] | None
+    on_penalty: Callable[[int, Penalty], None] | None
+
+    def __call__(self, jobs: Sequence[tuple[int, list[int], int]]) -> list[list[Continuation]]:
+        """Each job's continuations, `returns` of them."""
+        prompts = [ids for _, ids, _ in jobs]
+        length, device = max(map(len, prompts)), self.model.device
+        pad = self.eos[0] if self.eos else 0  # never seen: masked in the prompt, cut after the end
+        ids = torch.tensor([[pad] * (length - len(p)) + p for p in prompts], device=device)
+        mask = torch.tensor(
+            [[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device
+        )
+        rows = [[self._continuation(prompt) for _ in range(self.returns)] for prompt in prompts]
+        broken: dict[int, int] = {}  # job -> tokens before its logits broke
+        beams = self.sampler.beams
+
+        def found(row: int, ids: int) -> None:
+            broken.setdefault(row // beams, ids - length)
+            if beams == 1:
+                rows[row][0].end("nan")
+
+        def heard(penalty: Penalty) -> None:
+            job, row = divmod(penalty.row, beams)
+            if job not in broken and (beams > 1 or rows[job][0].finish is None):
+                own = replace(penalty, row=row, position=penalty.position - length)
+                self.on_penalty(jobs[job][0], own)
+
+        arguments = {**_NEUTRAL, **self.sampler.arguments([seed for *_, seed in jobs])}
+        processors = LogitsProcessorList([Finite(found)])
+        if self.remedies:
+            processors += remedy.make(
+                self.remedies,
+                self.tokenizer,
+                pad_token_id=pad,
+                prompt_length=length,
+                on_penalty=None if self.on_penalty is None else heard,
+            )
+            processors.append(Finite(found))  # a remedy may forbid every token
+        processors += arguments.pop("logits_processor", [])
+        watch = Watch([row for some in rows for row in some], length, self.on_text)
+        stopping: list[Any] = [watch] if beams == 1 else []
+        if beams > 1 and self.stop:
+            stopping.append(StopStrings(self.tokenizer, self.stop, length))
+        with torch.inference_mode():
+            found_ids = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=self.max_new_tokens,
+                eos_token_id=self.eos or None,
+                pad_token_id=pad,
+                num_return_sequences=self.returns,
+                logits_processor=processors,
+                stopping_criteria=StoppingCriteriaList(stopping),
+                **arguments,
+            )
+        if beams > 1:
+            self._read(watch, found_ids[:, length:].tolist(), broken)
+        watch.close()
+        return rows
+
+    def _continuation(self, prompt: list[int]) -> Continuation:
+        return Continuation(prompt, self.tokenizer, stop=self.stop, eos=self.eos)
+
+    def _read(self, watch: Watch, found: list[list[int]], broken: dict[int, int]) -> None:
+        """Fill the continuations from the finished rows of a search."""
+        for index, (row, tokens) in enumerate(zip(watch.rows, found, strict=True)):
+            whole = broken.get(index // self.returns)
+            watch.feed(row, tokens[:whole])
+            if whole is not None:
+                row.end("nan")
+
+
+def _encode(
     model: Any,
-    prompts: list[list[int]],
-    rows: list[Continuation],
-    chosen: dict[str, Any],
-    eos: list[int],
+    tokenizer: Any,
+    prompts: Sequence[str | Sequence[int]],
     max_new_tokens: int,
-    on_text: Callable[[str], None] | None,
-) -> None:
-    length = max(map(len, prompts))
-    pad = eos[0] if eos else 0  # never seen: masked in the prompt, cut after the end
-    ids = torch.tensor([[pad] * (length - len(p)) + p for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
-    watch = Watch(rows, length, on_text)
-    with torch.inference_mode():
-        model.generate(
-            input_ids=ids,
-            attention_mask=mask.to(model.device),
-            max_new_tokens=max_new_tokens,
-            eos_token_id=eos or None,
-            pad_token_id=pad,
-            stopping_criteria=StoppingCriteriaList([watch]),
-            # Spelt out, because what is left out is filled in from the model's own defaults.
-            do_sample=False,
-            num_beams=1,
-            num_return_sequences=1,
-            temperature=1.0,
-            top_k=50,  # transformers' neutral value when nothing is drawn
-            top_p=1.0,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            **chosen,
-        )
-    watch.close()
-
-
-def _encode(tokenizer: Any, prompt: str | Sequence[int]) -> list[int]:
-    ids = tokenizer(prompt).input_ids if isinstance(prompt, str) else [int(i) for i in prompt]
-    if not ids and tokenizer.bos_token_id is not None:
-        ids = [tokenizer.bos_token_id]
-    if not ids:
-        raise InputError(
-            f"the prompt {prompt!r} has no tokens, and this tokenizer has no token to begin with; "
-            "give some text"
-        )
-    return list(ids)
+    truncate: Truncate | None,
+) -> list[list[int]]:
+    encoded = []
+    for index, prompt in enumerate(prompts):
+        try:
+            encoded.append(
+                encode(model, tokenizer, prompt, max_new_tokens=max_new_tokens, truncate=truncate)
+            )
+        except InputError as error:
+            if len(prompts) == 1:
+                raise
+            raise InputError(f"prompt {index}: {error}") from error
+    return encoded
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
     stored = model.generation_config.eos_token_id
     ids = stored if isinstance(stored, list) else [stored]
     return sorted({int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None})
-
-
-def _check_positions(model: Any, needed: int) -> None:
-    # Rotary and recurrent models run past their trained length; a learned table of positions ends.
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if not limit or needed <= limit:
-        return
-    words = model.get_input_embeddings()
-    tables = (m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not words)
-    if any(
-        limit <= table.num_embeddings < limit + 8 for table in tables
-    ):  # OPT adds an offset of 2
-        raise InputError(
-            f"prompt and new tokens together are {needed} tokens, and this "
-            f"{model.config.model_type} model has {limit} positions; "
-            "shorten the prompt or lower max_new_tokens"
-        )

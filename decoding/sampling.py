@@ -1,9 +1,9 @@
 """How the next token is chosen: one registry, one row per sampler.
 
-- A sampler is a factory: it takes its own options by keyword, validates them, and returns a
-  function from the seeds of a batch (one per prompt) to keyword arguments of `model.generate`:
-  a logits processor, or a whole loop as `custom_generate`. So anything transformers can run can be
-  a row of `SAMPLERS`, and the rest of the package never needs to know which one it is.
+- A row is a factory: it takes its own options by keyword, validates them, and returns a `Sampler`,
+  which turns the seeds of a batch (one per prompt) into keyword arguments of `model.generate`: a
+  logits processor, or a whole loop as `custom_generate`. So anything transformers can run can be a
+  row of `SAMPLERS`, and the rest of the package never needs to know which one it is.
 - A processor that draws leaves a single token possible; transformers then takes it greedily. The
   draw uses one generator per prompt, so a prompt's text does not depend on its neighbours.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,20 +24,54 @@ from transformers import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from linearize.errors import UsageError, suggest
 
-Sampler = Callable[[Sequence[int]], dict[str, Any]]
+
+@dataclass(frozen=True)
+class Sampler:
+    """What a row of `SAMPLERS` makes.
+
+    - `arguments`: seeds of a batch -> keyword arguments of `model.generate`.
+    - `draws`: another seed gives another text.
+    - `beams`: rows of the model's batch per prompt; with more than one the text is known only when
+      the search ends.
+    """
+
+    arguments: Callable[[Sequence[int]], dict[str, Any]]
+    draws: bool = False
+    beams: int = 1
+
+    def check_returns(self, count: int) -> None:
+        """Whether `count` different texts per prompt can be had. Raises `UsageError` if not."""
+        if count < 1:
+            raise UsageError(f"num_return={count} is below 1")
+        if self.beams > 1 and count > self.beams:
+            raise UsageError(
+                f"num_return={count} is more than num_beams={self.beams}; a search returns at most "
+                "its beams"
+            )
+        if count > 1 and self.beams == 1 and not self.draws:
+            raise UsageError(
+                f"num_return={count}: without drawing or beams all of them would be the same text; "
+                "choose the sampler 'sample' or 'beam'"
+            )
 
 
 def greedy() -> Sampler:
     """The most likely token every time."""
-    return lambda seeds: {}
+    return Sampler(lambda seeds: {})
 
 
 def sample(
-    *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    typical: float = 1.0,
 ) -> Sampler:
     """Draw from the softmax of the logits, divided by `temperature` and cut, in this order.
 
@@ -44,6 +79,8 @@ def sample(
     - `top_k`: keep the k most likely tokens; 0 keeps all.
     - `top_p`: keep the fewest tokens whose probability reaches p, in (0, 1]; 1 keeps all.
     - `min_p`: keep tokens with at least this share of the top token's probability, in [0, 1).
+    - `typical`: keep the tokens whose surprise is nearest to the expected one, up to this
+      probability mass, in (0, 1]; 1 keeps all (Meister et al., arXiv 2202.00666).
 
     The cuts are transformers' own warpers. Raises `UsageError` for a value out of range.
     """
@@ -58,6 +95,8 @@ def sample(
         raise UsageError(f"top_p={top_p:g} is outside (0, 1]; 1 keeps all tokens")
     if not 0 <= min_p < 1:
         raise UsageError(f"min_p={min_p:g} is outside [0, 1); 0 keeps all tokens")
+    if not 0 < typical <= 1:
+        raise UsageError(f"typical={typical:g} is outside (0, 1]; 1 keeps all tokens")
     warpers = LogitsProcessorList()
     if temperature != 1:
         warpers.append(TemperatureLogitsWarper(float(temperature)))
@@ -67,10 +106,38 @@ def sample(
         warpers.append(TopPLogitsWarper(float(top_p)))
     if min_p:
         warpers.append(MinPLogitsWarper(float(min_p)))
-    return lambda seeds: {"logits_processor": LogitsProcessorList([_Draw(warpers, seeds)])}
+    if typical < 1:
+        warpers.append(TypicalLogitsWarper(float(typical)))
+    return Sampler(
+        lambda seeds: {"logits_processor": LogitsProcessorList([_Draw(warpers, seeds)])}, draws=True
+    )
 
 
-SAMPLERS: dict[str, Callable[..., Sampler]] = {"greedy": greedy, "sample": sample}
+def beam(
+    *, num_beams: int = 4, length_penalty: float = 1.0, early_stopping: bool | str = False
+) -> Sampler:
+    """Beam search, transformers' own: the text with the best mean log probability it finds.
+
+    - `num_beams`: texts kept at every step, at least 2.
+    - `length_penalty`: scores are divided by length to this power; above 0 favours long texts.
+    - `early_stopping`: True ends with `num_beams` finished texts, False when a better one is
+      unlikely, "never" when it is impossible.
+
+    Raises `UsageError` for a value out of range.
+    """
+    if num_beams < 2:
+        raise UsageError(f"num_beams={num_beams} is below 2; for one beam choose 'greedy'")
+    if early_stopping not in (True, False, "never"):
+        raise UsageError(f"early_stopping={early_stopping!r} is none of true, false and never")
+    fixed = {
+        "num_beams": num_beams,
+        "length_penalty": float(length_penalty),
+        "early_stopping": early_stopping,
+    }
+    return Sampler(lambda seeds: fixed, beams=num_beams)
+
+
+SAMPLERS: dict[str, Callable[..., Sampler]] = {"greedy": greedy, "sample": sample, "beam": beam}
 
 
 def make(name: str, **options: Any) -> Sampler:

@@ -4,6 +4,7 @@
   or a character spread over several tokens comes out as in one decode of everything, at constant
   cost per token (the scheme of huggingface/text-generation-inference).
 - Text that could still become a stop string is held back until it cannot.
+- Two criteria watch the loop: one where a row is a text, one where rows are candidates of a search.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class Continuation:
     """New tokens of one prompt.
 
     `ids` are the tokens so far (the ending one included), `text` what they say, without special
-    tokens and without the stop string; `finish` is None while it grows, then "stop" or "eos".
+    tokens and without the stop string; `finish` is None while it grows, then "stop", "eos" or
+    what `end` was told.
     """
 
     def __init__(
@@ -53,6 +55,10 @@ class Continuation:
             return ""  # the middle of a character
         self._tail, self._read = self._tail[self._read :], len(self._tail) - self._read
         return self._extend(after[len(before) :])
+
+    def end(self, reason: str) -> None:
+        """It grows no further, for a reason from outside; an earlier reason stays."""
+        self.finish = self.finish or reason
 
     def close(self) -> str:
         """No more tokens: returns what was held back."""
@@ -108,11 +114,15 @@ class Watch(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         for row, tokens in zip(self.rows, input_ids[:, self.seen :].tolist(), strict=True):
-            for token in tokens:
-                if row.finish is None:
-                    self._show(row.add(token))
+            self.feed(row, tokens)
         self.seen = input_ids.shape[1]
         return torch.tensor([r.finish is not None for r in self.rows], device=input_ids.device)
+
+    def feed(self, row: Continuation, tokens: Sequence[int]) -> None:
+        """Add tokens to a row until it is done, and show what may be shown."""
+        for token in tokens:
+            if row.finish is None:
+                self._show(row.add(token))
 
     def close(self) -> None:
         """The loop has ended: show what rows that ran into the length limit held back."""
@@ -122,3 +132,31 @@ class Watch(StoppingCriteria):
     def _show(self, piece: str) -> None:
         if piece and self.on_text is not None:
             self.on_text(piece)
+
+
+class StopStrings(StoppingCriteria):
+    """Ends the candidates of a search whose newest token completes a stop string.
+
+    Candidates change places at every step, so nothing is remembered: the last few tokens are read
+    again each time.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str], prompt_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.stop = stop
+        self.prompt_length = prompt_length
+        self.reach = max(len(s.encode()) for s in stop) + TAIL  # tokens; each says a byte or more
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        first = max(self.prompt_length, input_ids.shape[1] - self.reach)
+        return torch.tensor([self._ended(r, first) for r in input_ids.tolist()]).to(
+            input_ids.device
+        )
+
+    def _ended(self, row: list[int], first: int) -> bool:
+        read = Continuation(row[:first], self.tokenizer, stop=self.stop, eos=())
+        for token in row[first:]:
+            read.add(token)
+            if read.finish is not None:
+                return True
+        return False

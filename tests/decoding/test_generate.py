@@ -64,6 +64,19 @@ def test_a_prompt_gets_the_same_text_alone_and_in_any_batch(pair, options):
         assert ids_of(other) != ids_of(together)
 
 
+def test_several_texts_of_a_prompt_are_those_of_the_following_seeds(pair):
+    asked = {"sampler": "sample", "max_new_tokens": 20}
+    three = generate(*pair, PROMPTS, num_return=3, seed=[4, 20, 40], **asked)
+    assert [r.prompt for r in three] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    for place, result in enumerate(three):
+        start = [4, 20, 40][result.prompt]
+        alone = generate(*pair, PROMPTS[result.prompt], seed=start + place % 3, **asked)[0]
+        assert result.ids == alone.ids
+    assert len({r.text for r in three[:3]}) > 1
+    with pytest.raises(UsageError, match="the same text"):
+        generate(*pair, PROMPTS, num_return=2)
+
+
 def test_each_row_ends_for_its_own_reason(pair):
     model, tokenizer = pair
     free = generate(model, tokenizer, PROMPTS, max_new_tokens=40)
@@ -94,7 +107,7 @@ def test_streamed_pieces_are_the_text(pair):
     result = generate(model, tokenizer, PROMPTS[0], max_new_tokens=50, on_text=pieces.append)[0]
     assert "".join(pieces) == result.text
     assert len(pieces) > 10
-    with pytest.raises(UsageError, match="streamed for one prompt, not for 3"):
+    with pytest.raises(UsageError, match="streamed for one result, not for 3"):
         generate(model, tokenizer, PROMPTS, on_text=pieces.append)
 
 

@@ -10,7 +10,7 @@ from linearize.errors import UsageError
 
 
 def drawn(seeds, logits, **options):
-    processor = sampling.make("sample", **options)(seeds)["logits_processor"]
+    processor = sampling.make("sample", **options).arguments(seeds)["logits_processor"]
     scores = processor(torch.zeros(len(seeds), 1, dtype=torch.long), logits)
     assert (scores > -torch.inf).sum(-1).eq(1).all(), "a draw leaves exactly one token possible"
     return scores.argmax(-1)
@@ -39,7 +39,14 @@ def test_draws_follow_the_distribution():
 
 @pytest.mark.parametrize(
     ("options", "allowed"),
-    [({"top_k": 2}, {0, 1}), ({"top_p": 0.6}, {0}), ({"min_p": 0.2}, {0, 1}), ({}, {0, 1, 2, 3})],
+    [
+        ({"top_k": 2}, {0, 1}),
+        ({"top_p": 0.6}, {0}),
+        ({"min_p": 0.2}, {0, 1}),
+        ({"typical": 0.2}, {1}),  # its surprise of 1.6 is nearest to the entropy of 1.1
+        ({"typical": 0.7}, {0, 1}),
+        ({}, {0, 1, 2, 3}),
+    ],
     ids=str,
 )
 def test_cuts_leave_only_the_tokens_they_should(options, allowed):
@@ -64,8 +71,25 @@ def test_a_row_draws_the_same_alone_and_in_a_batch():
         ("sample", {"top_k": -1}, "0 keeps all"),
         ("sample", {"top_p": 0.0}, r"outside \(0, 1\]"),
         ("sample", {"min_p": 1.0}, r"outside \[0, 1\)"),
+        ("sample", {"typical": 0.0}, r"outside \(0, 1\]"),
+        ("beam", {"num_beams": 1}, "choose 'greedy'"),
+        ("beam", {"early_stopping": "now"}, "none of true, false and never"),
+        ("beam", {"temperature": 0.5}, "it belongs to 'sample'"),
     ],
 )
 def test_a_mistake_is_named_with_its_remedy(name, options, says):
     with pytest.raises(UsageError, match=says):
         sampling.make(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "says"),
+    [
+        ("greedy", 2, "the same text"),
+        ("beam", 5, "more than num_beams=4"),
+        ("sample", 0, "below 1"),
+    ],
+)
+def test_several_texts_need_a_source_of_difference(name, count, says):
+    with pytest.raises(UsageError, match=says):
+        sampling.make(name).check_returns(count)
