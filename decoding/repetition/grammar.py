@@ -18,7 +18,7 @@ from .scanner import Scanner
 
 Level = Literal["statement", "terminal"]
 # Children that may hold statements; whatever else a statement holds is an expression.
-_COMPOUND = re.compile(
+COMPOUND = re.compile(
     r"(_clause|_statement|_definition|_declaration|_block|_case|_arm|_item|_body|block|ERROR|"
     r"switch_default)$"
 )
@@ -52,27 +52,29 @@ def statements(text: str | bytes, language: str, *, level: Level = "statement") 
     data = text.encode() if isinstance(text, str) else text
     row = find(language)
     found = []
-
-    def visit(node: Any) -> None:
+    # Stacks here and below: a loop of brackets or dots nests deeper than Python may recurse.
+    stack = [(parse(data, language).root_node, False)]
+    while stack:
+        node, listed = stack.pop()
+        if listed and "comment" not in node.type and node.type not in ("ERROR", *row.blocks):
+            mark = signature(node, row, level=level, nested=False)
+            found.append(Statement(node.type, node.start_byte, node.end_byte, mark))
         inside = node.type in row.blocks
-        for child in node.named_children:
-            if inside and child.type not in ("comment", "ERROR", *row.blocks):
-                mark = signature(child, row, level=level, nested=False)
-                found.append(Statement(child.type, child.start_byte, child.end_byte, mark))
-            visit(child)
-
-    visit(parse(data, language).root_node)
+        stack.extend((child, inside) for child in reversed(node.named_children))
     return [s for s in found if s.start < len(data)]
 
 
-def elements(text: str | bytes, language: str) -> list[str]:
+def elements(text: str | bytes, language: str, *, start: int = 0) -> list[str]:
     """Grammar elements in order: keywords and punctuation literally, names, numbers and strings
     as classes, comments left out (the sequence G(x) of the paper).
+
+    - `start`: leave out what begins before this byte.
 
     Raises as `statements` does.
     """
     data = text.encode() if isinstance(text, str) else text
-    return [kind for kind, start in _leaves(parse(data, language).root_node) if start < len(data)]
+    leaves = _leaves(parse(data, language).root_node)
+    return [kind for kind, at in leaves if start <= at < len(data)]
 
 
 def well_formed(text: str | bytes, language: str) -> bool:
@@ -92,38 +94,51 @@ def signature(node: Any, language: Language, *, level: Level, nested: bool = Tru
 
 
 def _terminals(node: Any, language: Language, nested: bool) -> Iterator[str]:
-    if not nested and node.type in language.blocks:
-        yield "suite"
-    elif (kind := _leaf(node)) is not None:
-        if kind:
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        if not nested and node.type in language.blocks:
+            yield "suite"
+        elif (kind := leaf(node)) is None:
+            stack.extend(reversed(node.children))
+        elif kind:
             yield kind
-    else:
-        for child in node.children:
-            yield from _terminals(child, language, nested)
 
 
 def _shape(node: Any, language: Language, nested: bool) -> str:
-    parts = []
-    for child in node.named_children:
-        if child.type in language.blocks:
-            parts.append(_shape(child, language, nested) if nested else "suite")
-        elif _COMPOUND.search(child.type):
-            parts.append(_shape(child, language, nested))
-        elif node.type == "expression_statement" or node.type in language.blocks:
-            parts.append(child.type)  # an assignment is not a call
-    return f"{node.type}({','.join(parts)})" if parts else node.type
+    text, stack = [], [node]  # of nodes, and of strings as they are
+    while stack:
+        node = stack.pop()
+        if isinstance(node, str):
+            text.append(node)
+            continue
+        text.append(node.type)
+        parts = []
+        for child in node.named_children:
+            if child.type in language.blocks:
+                parts.append(child if nested else "suite")
+            elif COMPOUND.search(child.type):
+                parts.append(child)
+            elif node.type == "expression_statement" or node.type in language.blocks:
+                parts.append(child.type)  # an assignment is not a call
+        if parts:
+            after = [item for part in parts for item in (",", part)]
+            stack.extend([")", *reversed(after[1:]), "("])
+    return "".join(text)
 
 
 def _leaves(node: Any) -> Iterator[tuple[str, int]]:
-    kind = _leaf(node)
-    if kind is None:
-        for child in node.children:
-            yield from _leaves(child)
-    elif kind:
-        yield kind, node.start_byte
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        kind = leaf(node)
+        if kind is None:
+            stack.extend(reversed(node.children))
+        elif kind:
+            yield kind, node.start_byte
 
 
-def _leaf(node: Any) -> str | None:
+def leaf(node: Any) -> str | None:
     """The class of a terminal, "" for what does not count, None for a node with parts."""
     kind = node.type
     if "comment" in kind or node.is_missing:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from linearize.errors import InputError, UsageError
+from linearize.training.evaluate import evaluating
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,9 @@ def measure_self_reinforcement(
     - `sentences`: texts, or token ids. A text is tokenised as it stands behind another sentence,
       with its leading blank; its tokens are repeated, the concatenation is never tokenised again.
     - `copies`: N + 1, the first one, the reference, included.
-    - `prefix`: text or ids before the first copy; for a text the tokenizer's own beginning is
-      added. With nothing before it the first token has no probability and is left out of every
-      copy.
+    - `prefix`: text or ids before the first copy. A text begins as the tokenizer begins texts, an
+      empty one with its BOS token. With no token before it the first token of the first copy has
+      no probability and is left out of every copy.
 
     Runs where the model lies, in evaluation mode, in its dtype; probabilities are float32.
 
@@ -89,12 +90,8 @@ def measure_self_reinforcement(
     if copies < 2:
         raise UsageError(f"copies={copies} is below 2; the first copy is only the reference")
     start = _start(tokenizer, prefix)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         return curves(_measure(model, start, _unit(tokenizer, s), copies) for s in sentences)
-    finally:
-        model.train(training)
 
 
 @torch.inference_mode()
@@ -102,9 +99,10 @@ def _measure(model: Any, start: list[int], unit: list[int], copies: int) -> tupl
     length = len(start) + copies * len(unit)
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit and length > limit:
+        fit = max(0, limit - len(start)) // len(unit)
         raise InputError(
             f"{copies} copies of a sentence of {len(unit)} tokens need {length} positions and the "
-            f"model has {limit}; use at most {(limit - len(start)) // len(unit)} copies"
+            f"model has {limit}; use at most {fit} copies, or a shorter sentence"
         )
     ids = torch.tensor([start + unit * copies], device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits[0]

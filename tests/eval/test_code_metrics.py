@@ -83,6 +83,23 @@ def test_what_python_compiles(text, expected):
     assert compiles(text) is expected
 
 
+@pytest.mark.parametrize("language", ["python", "javascript", "c", "rust"])
+@pytest.mark.parametrize("piece", ["(", "{", "-", "x.", "1+", "else if(a) "])
+def test_a_loop_may_nest_deeper_than_python_recurses(language, piece):
+    pytest.importorskip(f"tree_sitter_{language}")
+    text = "if (a) " + piece * 800
+    assert 0 <= tr_s([text], language) <= 1
+    assert 0 <= tr_s([text], language, level="terminal") <= 1
+    assert 0 <= tr_n([text], language) <= 1
+    assert not compiles(text, language)
+
+
+def test_comments_are_no_statements():
+    pytest.importorskip("tree_sitter_java")
+    bare = "class A { int a; int f() { return a; } }"
+    assert tr_s([bare.replace("{ ", "{ // one\n/* two */ ")], "java") == tr_s([bare], "java")
+
+
 def test_names_and_values_are_no_difference():
     pytest.importorskip("tree_sitter_python")
     ladder = "if a:\n    b = 1\nelif c:\n    b = 2\nelif d:\n    b = 33\n"
