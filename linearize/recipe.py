@@ -87,6 +87,16 @@ class TrainingSettings(_Strict):
     log_every: int = Field(1, ge=1)  # optimizer steps
 
 
+class RepetitionSettings(_Strict):
+    """Rows that repeat one piece of the training text, for objectives that train against loops."""
+
+    share: float = Field(0.5, ge=0, le=1)  # of the optimizer steps; the others see ordinary rows
+    penalty: float = Field(0.5, ge=0, le=1)  # most a copy may have of the probability before it
+    loss: Literal["nl", "nl_clip", "mse"] = "nl"  # nl is the paper's; see training/ditto.py
+    unit: Literal["sentence", "line", "mark"] = "sentence"  # mark: as in the paper's code
+    context: int = Field(64, ge=0)  # tokens of text kept before the first copy, at most
+
+
 class OutputSettings(_Strict):
     """What is written."""
 

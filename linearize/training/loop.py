@@ -33,8 +33,9 @@ from .checkpoint import Progress
 from .devices import prepared
 from .interrupt import StopRequest
 from .optimizer import adamw, set_rate, share_of_rate, steps_of
-from .packing import IGNORED, Rows, row_at
+from .packing import Rows, row_at
 from .progress import METRICS, Reporter, memory, read
+from .pseudo_repetition import RepeatedRows, repeats
 
 OnStep = Callable[[dict[str, Any]], None]
 Evaluate = Callable[[nn.Module], float]
@@ -59,6 +60,7 @@ def train(
     *,
     settings: TrainingSettings,
     run_dir: Path,
+    repeated: RepeatedRows | None = None,
     teacher: objectives.Teacher | None = None,
     evaluate: Evaluate | None = None,
     resume: bool = False,
@@ -72,6 +74,8 @@ def train(
         rows: packed rows.
         settings: see `TrainingSettings`; `tokens: 0` means no steps.
         run_dir: gets `metrics.jsonl`, `checkpoints/` and, if installed, `tensorboard/`.
+        repeated: rows for `ditto`, on which a share of the steps is spent instead; that step
+            minimises the objectives for repeated rows, and none of the others.
         teacher: context manager under which `model` is its own teacher, for `distill`.
         evaluate: held-out loss of the model in nats per token; called before the first step,
             every `eval_every` steps and after the last.
@@ -85,7 +89,11 @@ def train(
         OutputError: `run_dir` cannot be written, or holds a run and `resume` is off.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
     """
-    objectives.check(settings.objective)
+    objectives.check(settings.objective, share=repeated.settings.share if repeated else 0.0)
+    if objectives.needs_repeats(settings.objective) != (repeated is not None):
+        raise UsageError(
+            "objective 'ditto' and repeated rows belong together: give both, or neither"
+        )
     held = checkpoint.latest(run_dir)
     if held and not resume:
         raise OutputError(
@@ -93,7 +101,7 @@ def train(
             "or choose an empty directory"
         )
     with prepared(model, settings) as accelerator:
-        run = _Run(accelerator, model, rows, settings, run_dir, teacher)
+        run = _Run(accelerator, model, rows, settings, run_dir, repeated, teacher)
         if held:
             run.restore(held)
         return run.finish(evaluate, on_step)
@@ -109,10 +117,12 @@ class _Run:
         rows: Rows,
         settings: TrainingSettings,
         run_dir: Path,
+        repeated: RepeatedRows | None,
         teacher: objectives.Teacher | None,
     ) -> None:
         self.accelerator, self.model, self.rows = accelerator, model, rows
         self.settings, self.run_dir, self.teacher = settings, run_dir, teacher
+        self.repeated = repeated
         self.processes = accelerator.num_processes
         self.steps, self.step_tokens = steps_of(
             settings, seq_len=rows.seq_len, processes=self.processes
@@ -133,6 +143,7 @@ class _Run:
             "seq_len": rows.seq_len,
             "boundaries": rows.boundaries,
             "training text (checksum)": zlib.crc32(rows.starts, zlib.crc32(rows.tokens)),
+            **(repeated.identity if repeated else {}),
         }
         self.progress = Progress()
 
@@ -204,8 +215,9 @@ class _Run:
         share = share_of_rate(step - 1, self.steps, settings)
         set_rate(self.optimizer, share)
 
-        batches = [self._batch(step, part) for part in range(settings.accumulate)]
-        counts = torch.stack([(batch["targets"] != IGNORED).sum() for batch in batches])
+        rows = self._rows(step)
+        batches = [self._batch(rows, step, part) for part in range(settings.accumulate)]
+        counts = torch.stack([objectives.terms(batch) for batch in batches])
         everywhere = accelerator.reduce(counts.sum(), reduction="sum").clamp(min=1)
         # Times the processes, because DDP averages their gradients.
         weights = counts * (self.processes / everywhere)
@@ -237,7 +249,11 @@ class _Run:
         """Forward and backward of one micro-batch: weighted loss and objectives, detached."""
         with self.accelerator.autocast():
             forward = objectives.Forward(
-                self.model, batch, teacher=self.teacher, student=self.student
+                self.model,
+                batch,
+                teacher=self.teacher,
+                student=self.student,
+                repetition=self.repeated and self.repeated.settings,
             )
             loss, values = objectives.total(forward, self.settings.objective)
         del forward  # the teacher's logits: what backward needs, it holds itself
@@ -246,13 +262,20 @@ class _Run:
         (loss if scaler is None else scaler.scale(loss)).backward()
         return {"loss": loss.detach()} | {name: value * weight for name, value in values.items()}
 
-    def _batch(self, step: int, part: int) -> dict[str, Tensor]:
+    def _rows(self, step: int) -> Rows | RepeatedRows:
+        """What a step trains on, the same in every process and micro-batch."""
+        if self.repeated is None:
+            return self.rows
+        chosen = repeats(step, seed=self.settings.seed, share=self.repeated.settings.share)
+        return self.repeated if chosen else self.rows
+
+    def _batch(self, rows: Rows | RepeatedRows, step: int, part: int) -> dict[str, Tensor]:
         """Micro-batch `part` of a step for this process, on its device."""
         size, device = self.settings.batch_size, self.accelerator.device
         number = ((step - 1) * self.settings.accumulate + part) * self.processes
         first = (number + self.accelerator.process_index) * size
-        order = (row_at(i, len(self.rows), self.settings.seed) for i in range(first, first + size))
-        return {name: tensor.to(device) for name, tensor in self.rows.batch(order).items()}
+        order = (row_at(i, len(rows), self.settings.seed) for i in range(first, first + size))
+        return {name: tensor.to(device) for name, tensor in rows.batch(order).items()}
 
     def _refuse_nan(self, step: int, loss: float, norm: float) -> None:
         scaler = self.accelerator.scaler

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UsageError, suggest
+from ..recipe import RepetitionSettings
+from . import ditto as ditto_loss
 from .evaluate import evaluating, model_inputs
 from .packing import IGNORED
 
@@ -29,6 +31,7 @@ class Forward:
         batch: tensors `[B, T]` on the model's device, as `Rows.batch` gives them.
         teacher: context manager under which `model` computes the teacher's logits.
         student: what to call for the student's logits, if not `model` itself (a DDP wrapper).
+        repetition: how a batch of repeated rows is to be penalised.
     """
 
     def __init__(
@@ -38,9 +41,11 @@ class Forward:
         *,
         teacher: Teacher | None = None,
         student: nn.Module | None = None,
+        repetition: RepetitionSettings | None = None,
     ) -> None:
         self.model = model
         self.batch = batch
+        self.repetition = repetition or RepetitionSettings()
         self._teacher = teacher
         self._student = model if student is None else student
 
@@ -67,16 +72,26 @@ class Forward:
 
 Objective = Callable[[Forward], Tensor]
 OBJECTIVES: dict[str, Objective] = {}
+ON_REPEATS: set[str] = set()  # objectives of repeated rows; all others are of ordinary rows
 
 
-def objective(name: str) -> Callable[[Objective], Objective]:
-    """Register a function `Forward -> scalar` (a mean over the target tokens) under `name`."""
+def objective(name: str, *, on_repeats: bool = False) -> Callable[[Objective], Objective]:
+    """Register a function `Forward -> scalar` (a mean over the batch's terms) under `name`."""
 
     def register(function: Objective) -> Objective:
         OBJECTIVES[name] = function
+        if on_repeats:
+            ON_REPEATS.add(name)
         return function
 
     return register
+
+
+def terms(batch: Mapping[str, Tensor]) -> Tensor:
+    """How many terms the objectives of a batch are means over, a scalar."""
+    if "previous" in batch:
+        return ditto_loss.terms(batch["previous"])
+    return (batch["targets"] != IGNORED).sum()
 
 
 @objective("next_token")
@@ -102,43 +117,110 @@ def distill(step: Forward) -> Tensor:
     return token_mean(loss, step.targets, step.logits, step.teacher_logits)
 
 
-def token_mean(loss: Callable[..., Tensor], targets: Tensor, *logits: Tensor) -> Tensor:
-    """`loss(targets, *logits)`, a sum over tokens, divided by the number of target tokens.
+@objective("unlikelihood")
+def unlikelihood(step: Forward) -> Tensor:
+    """-log(1 - p) of every earlier token of the document but the target, per target token.
 
-    Large vocabularies go through in chunks of tokens, each recomputed in the backward pass, so
-    that float32 copies of the logits exist for one chunk at a time only.
+    Token-level unlikelihood of Welleck et al. 2019 (arXiv 1908.04319, eq. 4, clamped as there at
+    1e-5), whose loss is this beside `next_token`, both with weight 1.
+    """
+    ids = step.batch["input_ids"]
+    places = torch.arange(ids.shape[1], device=ids.device)
+    begins = places - step.batch.get("position_ids", places.expand_as(ids))
+
+    def loss(targets: Tensor, logits: Tensor, where: Tensor, begin: Tensor) -> Tensor:
+        row, place = where // ids.shape[1], where % ids.shape[1]
+        seen = (places <= place) & (places >= begin)  # [N, T]
+        vocabulary = logits.shape[-1]
+        # What is not seen, and the target, go to a column beyond the vocabulary.
+        columns = ids[row.squeeze(-1)].masked_fill(~seen, vocabulary)
+        columns = columns.masked_fill(columns == targets[:, None], vocabulary)
+        negative = torch.zeros(len(logits), vocabulary + 1, dtype=torch.bool, device=ids.device)
+        negative = negative.scatter_(1, columns, True)[:, :vocabulary]
+        unlikely = -(1 - logits.float().softmax(-1)).clamp(min=1e-5).log()
+        counted = negative & (targets != IGNORED)[:, None]
+        return torch.where(counted, unlikely, 0).sum()
+
+    where = torch.arange(ids.numel(), device=ids.device).reshape(*ids.shape, 1)
+    return token_mean(loss, step.targets, step.logits, where, begins[..., None])
+
+
+@objective("ditto", on_repeats=True)
+def ditto(step: Forward) -> Tensor:
+    """Penalty on copies that are more probable than allowed, per penalised target; see `ditto`."""
+
+    def log_probs(targets: Tensor, logits: Tensor) -> Tensor:
+        return -F.cross_entropy(logits.float(), targets, reduction="none")
+
+    previous = step.batch["previous"]
+    found = torch.cat(_in_chunks(log_probs, step.targets, step.logits)).reshape(previous.shape)
+    settings = step.repetition
+    total = ditto_loss.loss(found, previous, penalty=settings.penalty, kind=settings.loss)
+    return total / terms(step.batch).clamp(min=1)
+
+
+def token_mean(loss: Callable[..., Tensor], targets: Tensor, *tensors: Tensor) -> Tensor:
+    """`loss(targets, *tensors)`, a sum over tokens, divided by the number of target tokens.
 
     Args:
-        loss: maps `[N]` targets and `[N, V]` logits to the sum over N, ignoring targets of -100.
+        loss: maps `[N]` targets and `[N, W]` tensors to the sum over N, ignoring targets of -100.
         targets: `[B, T]`.
-        logits: each `[B, T, V]`.
+        tensors: each `[B, T, W]`, the first of them logits.
     """
-    flat = [targets.reshape(-1), *(tensor.reshape(-1, tensor.shape[-1]) for tensor in logits)]
-    size = max(1, _CHUNK_ELEMENTS // logits[0].shape[-1])
-    if len(flat[0]) <= size:
-        total = loss(*flat)
-    else:
-        # split, not slicing: its backward joins the chunks once instead of once per chunk.
-        chunks = zip(*(tensor.split(size) for tensor in flat), strict=True)
-        total = sum(
-            checkpoint(loss, *chunk, use_reentrant=False, preserve_rng_state=False)
-            for chunk in chunks
-        )
+    total = torch.stack(_in_chunks(loss, targets, *tensors)).sum()
     return total / (targets != IGNORED).sum().clamp(min=1)
 
 
-def check(weights: Mapping[str, float]) -> None:
-    """Raises `UsageError` for an unknown objective, or when there is none."""
+def _in_chunks(
+    function: Callable[..., Tensor], targets: Tensor, *tensors: Tensor
+) -> Sequence[Tensor]:
+    """`function` of all tokens, in chunks where the vocabulary is large.
+
+    Each chunk is recomputed in the backward pass, so that float32 copies of the logits exist for
+    one at a time only.
+    """
+    flat = [targets.reshape(-1), *(tensor.reshape(-1, tensor.shape[-1]) for tensor in tensors)]
+    size = max(1, _CHUNK_ELEMENTS // tensors[0].shape[-1])
+    if len(flat[0]) <= size:
+        return [function(*flat)]
+    # split, not slicing: its backward joins the chunks once instead of once per chunk.
+    chunks = zip(*(tensor.split(size) for tensor in flat), strict=True)
+    return [
+        checkpoint(function, *chunk, use_reentrant=False, preserve_rng_state=False)
+        for chunk in chunks
+    ]
+
+
+def check(weights: Mapping[str, float], *, share: float = 0.0) -> None:
+    """Raises `UsageError` for an unknown objective, or when steps of one kind have none.
+
+    `share`: of steps on repeated rows, where there are such rows.
+    """
     if not weights:
         raise UsageError(f"training.objective is empty; known: {', '.join(sorted(OBJECTIVES))}")
     for name in weights:
         if name not in OBJECTIVES:
             raise UsageError(f"unknown objective '{name}'{suggest(name, OBJECTIVES)}")
+    if share < 1 and ON_REPEATS.issuperset(weights):
+        raise UsageError(
+            f"objective '{next(iter(weights))}' is for repeated rows only, and a share of "
+            f"{1 - share:g} of the steps sees ordinary ones; add next_token, or set "
+            "repetition.share=1"
+        )
+
+
+def needs_repeats(weights: Mapping[str, float]) -> bool:
+    """Whether some objective is for repeated rows."""
+    return not ON_REPEATS.isdisjoint(weights)
 
 
 def total(step: Forward, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum to minimise, and each objective's own value (detached scalars)."""
-    check(weights)
-    values = {name: OBJECTIVES[name](step) for name in weights}
+    """The weighted sum to minimise, and each objective's own value (detached scalars).
+
+    Of `weights` only the objectives for rows of the batch's kind count.
+    """
+    check(weights, share=1.0)
+    repeated = "previous" in step.batch
+    values = {name: OBJECTIVES[name](step) for name in weights if (name in ON_REPEATS) == repeated}
     loss = torch.stack([weights[name] * value for name, value in values.items()]).sum()
     return loss, {name: value.detach() for name, value in values.items()}

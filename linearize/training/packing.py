@@ -145,13 +145,13 @@ def build_rows(
         "eval_tokens": len(held_tokens),
     }
     if settings.boundaries:
-        bos = _bos(tokenizer, settings)
+        bos = bos_of(tokenizer, settings)
         tokens, starts = _whole(tokens, starts, row, bos)
         held_tokens, held_starts = _whole(held_tokens, held_starts, row, bos)
     return build(tokens, starts), build(held_tokens, held_starts), info
 
 
-def _bos(tokenizer: PreTrainedTokenizerBase, settings: DataSettings) -> list[int]:
+def bos_of(tokenizer: PreTrainedTokenizerBase, settings: DataSettings) -> list[int]:
     """What each document begins with: one token, or none."""
     return [tokenizer.bos_token_id] if settings.bos and tokenizer.bos_token_id is not None else []
 
@@ -243,7 +243,7 @@ def _encode(
 ) -> Iterator[NDArray[np.int32]]:
     if not texts:
         return
-    bos = _bos(tokenizer, settings)
+    bos = bos_of(tokenizer, settings)
     eos = [tokenizer.eos_token_id] if settings.eos and tokenizer.eos_token_id is not None else []
     # Without special tokens, so that none doubles ours. verbose=False: documents are longer than
     # the model's context and get cut into rows, so the warning about that would be noise.
