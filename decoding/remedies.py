@@ -14,11 +14,14 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from linearize.errors import UsageError, suggest
 
+from .repetition import DRY, DittoCap, NoRepeatNGram, RepetitionPenalty, RPGReleased
 from .repetition.rows import Penalty, RowProcessor
 
 Remedies = Mapping[str, Mapping[str, Any]] | Iterable[str]
 
-REMEDIES: dict[str, Callable[..., LogitsProcessor]] = {}
+REMEDIES: dict[str, Callable[..., LogitsProcessor]] = {
+    remedy.name: remedy for remedy in (RPGReleased, DittoCap, DRY, RepetitionPenalty, NoRepeatNGram)
+}
 
 
 def given(remedies: Remedies) -> dict[str, dict[str, Any]]:
@@ -28,6 +31,12 @@ def given(remedies: Remedies) -> dict[str, dict[str, Any]]:
     if isinstance(remedies, Mapping):
         return {name: dict(options) for name, options in remedies.items()}
     return {name: {} for name in remedies}
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """Option -> default of a remedy, in the order of its signature."""
+    _, *options = inspect.signature(REMEDIES[name]).parameters.values()
+    return {p.name: p.default for p in options if p.kind is p.KEYWORD_ONLY}
 
 
 def make(
@@ -47,13 +56,14 @@ def make(
     for name, options in given(remedies).items():
         if name not in REMEDIES:
             raise UsageError(f"there is no remedy '{name}'{suggest(name, REMEDIES)}")
-        known = list(inspect.signature(REMEDIES[name]).parameters)[1:]
+        known = options_of(name)
         for option in options:
             if option not in known:
                 raise UsageError(f"'{name}' has no option '{option}'{suggest(option, known)}")
         processor = REMEDIES[name](tokenizer, **options)
         if isinstance(processor, RowProcessor):
-            processor.pad_token_id = pad_token_id
+            if pad_token_id is not None:
+                processor.pad_token_id = pad_token_id
             processor.prompt_length = prompt_length
             processor.on_penalty = on_penalty
         made.append(processor)

@@ -1,0 +1,9 @@
+"""Remedies against repetition: logits processors that also work inside any `model.generate`."""
+
+from .ditto_cap import DittoCap
+from .dry import DRY
+from .no_repeat_ngram import NoRepeatNGram
+from .repetition_penalty import RepetitionPenalty
+from .rpg_released import RPGReleased
+
+__all__ = ["DRY", "DittoCap", "NoRepeatNGram", "RPGReleased", "RepetitionPenalty"]

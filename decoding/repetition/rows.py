@@ -63,7 +63,8 @@ class RowProcessor(LogitsProcessor, Generic[State]):
     it changes. An instance serves any number of `generate` calls, one after the other.
 
     Args:
-        pad_token_id: left padding; leading ids equal to it are not part of the prompt.
+        pad_token_id: left padding; leading ids equal to it are not part of the prompt. None takes
+            the tokenizer's, if it has one.
         prompt_length: length of the prompts, padding included. None takes the first ids of a call
             for the prompt, which is right inside `model.generate`. With it, a row that is several
             tokens longer or shorter than before is understood as well.
@@ -74,12 +75,14 @@ class RowProcessor(LogitsProcessor, Generic[State]):
 
     def __init__(
         self,
+        tokenizer: Any = None,
         *,
         pad_token_id: int | None = None,
         prompt_length: int | None = None,
         on_penalty: Callable[[Penalty], None] | None = None,
     ) -> None:
-        self.pad_token_id = pad_token_id
+        own = getattr(tokenizer, "pad_token_id", None)
+        self.pad_token_id = own if pad_token_id is None else pad_token_id
         self.prompt_length = prompt_length
         self.on_penalty = on_penalty
         self.reset()
@@ -190,4 +193,5 @@ class RowProcessor(LogitsProcessor, Generic[State]):
 
 def special_ids(tokenizer: Any) -> set[int]:
     """Ids that stand for no text (beginning, end, padding, chat marks)."""
-    return {int(i) for i in tokenizer.all_special_ids}
+    added = tokenizer.added_tokens_decoder.items()
+    return {int(i) for i in tokenizer.all_special_ids} | {int(i) for i, t in added if t.special}
