@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from linearize.errors import InputError, UsageError, suggest
+from linearize.errors import CheckError, InputError, UsageError
 
+from . import _decode_options as flags
 from . import _options as options
-from ._print import emit, quiet_libraries, results_only
+from ._print import emit
 from ._run import run
 
 app = typer.Typer(
@@ -21,106 +22,131 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_TEXT, _CHOICE = "Prompt", "Choosing tokens"
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
-
 
 @app.command(no_args_is_help=True)
 def decode(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="Local directory (a converted model, an adapter, or any causal model), hub id, "
-            "or 'embedded' for the small model that ships with the package."
-        ),
-    ],
-    prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="Text to continue.", rich_help_panel=_TEXT)
-    ] = None,
-    prompt_file: Annotated[
-        Path | None,
-        typer.Option(help="Continue this file (without its last newline).", rich_help_panel=_TEXT),
-    ] = None,
-    stdin: Annotated[
-        bool, typer.Option("--stdin", help="Continue standard input.", rich_help_panel=_TEXT)
-    ] = False,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", "-n", min=1, help="At most this many tokens.")
-    ] = 128,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="End before this string; may be repeated.")
-    ] = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option(
-            help="greedy or sample. Default: sample if one of its options is given, else greedy.",
-            rich_help_panel=_CHOICE,
-        ),
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="Above 0; below 1 sharpens [1].", rich_help_panel=_CHOICE),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(help="Keep the k most likely tokens; 0 = all [0].", rich_help_panel=_CHOICE),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(help="Keep the top tokens that reach this [1].", rich_help_panel=_CHOICE),
-    ] = None,
-    min_p: Annotated[
-        float | None,
-        typer.Option(help="Keep at least this share of the best [0].", rich_help_panel=_CHOICE),
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(help="The same seed gives the same text.", rich_help_panel=_CHOICE)
-    ] = 0,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=options.MACHINE)
-    ] = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="auto (the checkpoint's), float32, bfloat16, float16.",
-            rich_help_panel=options.MACHINE,
-        ),
-    ] = "auto",
+    model: flags.Model,
+    prompt: flags.Prompt = None,
+    prompt_file: flags.PromptFile = None,
+    stdin: flags.Stdin = False,
+    jsonl: flags.Jsonl = None,
+    out: flags.Out = None,
+    field: flags.Field = "prompt",
+    batch_size: flags.BatchSize = 8,
+    overwrite: flags.Overwrite = False,
+    chat: flags.Chat = False,
+    system: flags.System = None,
+    truncate: flags.Truncate = None,
+    max_new_tokens: flags.MaxNewTokens = 128,
+    stop: flags.Stop = None,
+    sampler: flags.Sampler = None,
+    temperature: flags.Temperature = None,
+    top_k: flags.TopK = None,
+    top_p: flags.TopP = None,
+    min_p: flags.MinP = None,
+    typical: flags.Typical = None,
+    seed: flags.Seed = 0,
+    num_beams: flags.NumBeams = None,
+    num_return: flags.NumReturn = 1,
+    anti_repetition: flags.AntiRepetition = None,
+    language: flags.Language = None,
+    repetition_penalty: flags.RepetitionPenalty = None,
+    no_repeat_ngram: flags.NoRepeatNgram = None,
+    dry: flags.Dry = False,
+    dry_multiplier: flags.DryMultiplier = None,
+    dry_base: flags.DryBase = None,
+    dry_allowed_length: flags.DryAllowedLength = None,
+    dry_range: flags.DryRange = None,
+    dry_breaker: flags.DryBreaker = None,
+    option: flags.Option = None,
+    compare: flags.Compare = None,
+    explain: flags.Explain = False,
+    tokenizer: flags.Tokenizer = None,
+    device: flags.Device = "auto",
+    dtype: flags.Dtype = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
     json: options.Json = False,
 ) -> None:
     """Continue a text. The continuation goes to stdout as it comes, figures to stderr."""
-    text = _prompt(prompt, prompt_file, stdin)
-    chosen = options.given(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    sampler = sampler or ("sample" if chosen else "greedy")
+    source = _source(prompt, prompt_file, stdin, jsonl, chat)
+    _check_company(source, chat, system, compare, explain, num_return, num_beams)
+    _check_files(source, out, overwrite)
+    text = _prompt(prompt, prompt_file, stdin) if source == "text" else ""
 
-    from linearize.decoding import generate, sampling
+    from . import _decode_settings as settings
 
-    sampling.make(sampler, **chosen)  # a mistake should show before minutes of loading
-    with results_only(json):
-        net, tokenizer = _load(model, device, dtype, trust_remote_code)
-        result = generate(
-            net,
-            tokenizer,
-            text,
-            sampler=sampler,
+    chosen, own = settings.sampler(
+        sampler,
+        options.given(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            typical=typical,
+            num_beams=num_beams,
+        ),
+    )
+    dry_options = options.given(
+        multiplier=dry_multiplier,
+        base=dry_base,
+        allowed_length=dry_allowed_length,
+        range=dry_range,
+        breakers=dry_breaker or None,
+    )
+    remedies = settings.remedies(
+        anti_repetition or [],
+        language=language,
+        dry=dry_options if dry or dry_options else None,
+        penalty=repetition_penalty,
+        ngram=no_repeat_ngram,
+    )
+    runs = settings.runs(
+        settings.Settings(
+            sampler=chosen,
+            options=own,
+            remedies=remedies,
             max_new_tokens=max_new_tokens,
             seed=seed,
             stop=stop or [],
-            on_text=None if json else _show,
-            **chosen,
-        )[0]
-    if json:
-        about = {"model": model, "sampler": sampler, "options": chosen, "seed": seed}
-        figures = {**asdict(result), "tokens_per_second": result.tokens_per_second}
-        emit({**about, "prompt": text, **figures})
+            num_return=num_return,
+            truncate=truncate,
+        ),
+        compare=compare,
+        assignments=option or [],
+        language=language,
+    )
+
+    from . import _decode_session as sessions
+
+    session = sessions.load(
+        model,
+        tokenizer,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        runs=runs,
+        as_json=json,
+    )
+    if source == "jsonl":
+        from ._decode_jsonl import Batches
+
+        batches = Batches(session, runs[""], field, batch_size, chat, system, explain)
+        _end_of_file(batches.run(jsonl, out, overwrite=overwrite), json)
+        return
+    from . import _decode_chat as chats
+
+    start = session.chat(chats.messages(system, text)) if chat and source == "text" else text
+    if source == "talk":
+        results = chats.talk(session, runs[""], system)
+    elif compare is not None:
+        from ._decode_compare import compare as side_by_side
+
+        results = side_by_side(session, text, start, runs, language)
     else:
-        print(flush=True)
-        print(
-            f"{len(result.ids)} tokens after {result.prompt_tokens}, "
-            f"{result.tokens_per_second:.0f} tokens/s, ended by {result.finish_reason}",
-            file=sys.stderr,
-        )
+        from ._decode_text import show
+
+        results = show(session, text, start, runs[""], explain=explain)
+    _check_finite(results)
 
 
 def main() -> None:
@@ -128,9 +154,59 @@ def main() -> None:
     run(app)
 
 
+def _source(
+    prompt: str | None, file: Path | None, stdin: bool, jsonl: Path | None, chat: bool
+) -> str:
+    """Where prompts come from: "text" (one), "jsonl" (many) or "talk" (the terminal)."""
+    given = (prompt is not None) + (file is not None) + stdin + (jsonl is not None)
+    if given > 1 or not (given or chat):
+        raise UsageError(
+            "give exactly one of --prompt TEXT, --prompt-file FILE, --stdin and --jsonl FILE"
+            + ("" if given else ", or --chat to talk")
+        )
+    return "talk" if not given else "jsonl" if jsonl is not None else "text"
+
+
+def _check_company(
+    source: str,
+    chat: bool,
+    system: str | None,
+    compare: str | None,
+    explain: bool,
+    num_return: int,
+    num_beams: int | None,
+) -> None:
+    """Options that exclude or need each other."""
+    wrong = {
+        "--system belongs to --chat; add it": system is not None and not chat,
+        "--compare takes one prompt, by --prompt, --prompt-file or --stdin": (
+            compare is not None and source != "text"
+        ),
+        "--compare shows one text for each name; leave out --num-return": (
+            compare is not None and num_return > 1
+        ),
+        "--compare and --explain are two views; choose one": compare is not None and explain,
+        "--explain follows one text as it grows; leave out --num-return and --num-beams": (
+            explain and (num_return > 1 or (num_beams or 1) > 1)
+        ),
+        "a conversation goes on from one answer; leave out --num-return": (
+            source == "talk" and num_return > 1
+        ),
+        "--explain needs a prompt": source == "talk" and explain,
+    }
+    for message, is_so in wrong.items():
+        if is_so:
+            raise UsageError(message)
+
+
+def _check_files(source: str, out: Path | None, overwrite: bool) -> None:
+    if source == "jsonl" and out is None:
+        raise UsageError("there is nowhere to write the results of --jsonl; add --out FILE")
+    if source != "jsonl" and (out is not None or overwrite):
+        raise UsageError("--out and --overwrite belong to --jsonl")
+
+
 def _prompt(prompt: str | None, file: Path | None, stdin: bool) -> str:
-    if (prompt is not None) + (file is not None) + stdin != 1:
-        raise UsageError("give exactly one of --prompt TEXT, --prompt-file FILE and --stdin")
     if prompt is not None:
         return prompt
     try:
@@ -142,24 +218,43 @@ def _prompt(prompt: str | None, file: Path | None, stdin: bool) -> str:
     return text.removesuffix("\n")  # editors and echo add it; it would change the continuation
 
 
-def _load(model: str, device: str, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
-    if dtype not in _DTYPES:
-        raise UsageError(f"--dtype {dtype} is not known{suggest(dtype, _DTYPES)}")
-
-    import linearize
-    from linearize import device as devices
-    from linearize import pretrained
-
-    quiet_libraries()
-    where = devices.pick(device)
-    path = pretrained.locate(model, trust_remote_code=trust_remote_code)
-    net = linearize.load(path, dtype=dtype, device=where, trust_remote_code=trust_remote_code)
-    net = net.to(devices.dtype(dtype, net.dtype, where))
-    return net, pretrained.tokenizer(path, trust_remote_code)
+def _check_finite(results: list[Any]) -> None:
+    broken = [len(result.ids) for result in results if result.finish_reason == "nan"]
+    if broken:
+        _fail(
+            f"the logits became NaN or infinite after {broken[0]} tokens; the text so far is what "
+            "you see. Try --dtype float32, and check the model's weights",
+            CheckError.exit_code,
+        )
 
 
-def _show(piece: str) -> None:
-    print(piece, end="", flush=True)
+def _end_of_file(done: Any, as_json: bool) -> None:
+    if as_json:
+        emit(asdict(done))
+    else:
+        speed = done.tokens / done.seconds if done.seconds else 0
+        print(
+            f"{done.lines} lines in {done.out}, {done.before} of them from before; "
+            f"{done.tokens} tokens, {speed:.0f} tokens/s",
+            file=sys.stderr,
+        )
+    if done.errors:
+        _fail(
+            f"{len(done.errors)} of {done.lines} lines could not be used: {_some(done.errors)}",
+            InputError.exit_code,
+        )
+    if done.nan:
+        _fail(f"logits became NaN or infinite in {_some(done.nan)}", CheckError.exit_code)
+
+
+def _some(lines: list[int]) -> str:
+    return f"line {', '.join(map(str, lines[:10]))}{' and more' if len(lines) > 10 else ''}"
+
+
+def _fail(message: str, code: int) -> None:
+    """End with an error beside results that are whole and printed already."""
+    print(f"error: {message}", file=sys.stderr)
+    raise typer.Exit(code)
 
 
 if __name__ == "__main__":

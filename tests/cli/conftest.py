@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from command import Command, Ended
 
-from linearize.cli import main
+from linearize.cli import decode, main
 
 
 @pytest.fixture
@@ -24,6 +25,24 @@ def linearize_command(
             main.main()
         out, err = capsys.readouterr()
         return Ended(ended.value.code or 0, out, err)
+
+    return run
+
+
+@pytest.fixture(name="run")
+def decode_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, shared: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Run `decode ARGS` on a real model; returns exit code, stdout and stderr."""
+
+    def run(
+        *arguments: str | float | Path, model: str = str(shared / "data" / "models" / "stories260K")
+    ) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["decode", model, *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            decode.main()
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
 
     return run
 
