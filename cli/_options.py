@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from linearize.errors import UsageError
 
 LAYER, DATA, TRAINING, OUTPUT, MACHINE = (
     "The converted layer",
@@ -73,6 +76,113 @@ Overwrite = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Recipe values to change, such as lora.rank=16 data.seq_len=1024. The section may "
+        "be left out where the key is unique: rank=16.",
+    ),
+]
+Out = Annotated[
+    str | None,
+    typer.Option("--out", "-o", help="Directory for the result.", rich_help_panel=OUTPUT),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Text: .txt, .jsonl, .parquet, a directory or glob of those, a hub data set, or "
+        "stdlib (the sources of Python's standard library).",
+        rich_help_panel=DATA,
+    ),
+]
+EvalData = Annotated[
+    str | None,
+    typer.Option(
+        help="Held-out text for the losses. Default: a share of the documents in --data.",
+        rich_help_panel=DATA,
+    ),
+]
+Tokens = Annotated[
+    int | None,
+    typer.Option(
+        help="Training tokens in all, repeats counted. Default: the recipe's.",
+        rich_help_panel=TRAINING,
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        help="The same seed gives the same result. Default: 0.",
+        rich_help_panel=TRAINING,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="auto, cpu, cuda, cuda:1 or mps. Default: auto.", rich_help_panel=MACHINE),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="auto (the checkpoint's), float32, bfloat16 or float16. Default: auto.",
+        rich_help_panel=MACHINE,
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Continue the run that was interrupted in this DIR.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+AdapterOnly = Annotated[
+    bool,
+    typer.Option(
+        "--adapter-only",
+        help="Save the LoRA adapter alone; `linearize merge` makes a model of it.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Check everything, then print the plan (what is trained, steps, memory) without "
+        "loading weights.",
+    ),
+]
+
+
+def recipe(
+    kind: Any, name: str, model: str | None, overrides: list[str] | None, **options: dict[str, Any]
+) -> Any:
+    """The recipe called `name` with overrides, then named options, counted in; validated.
+
+    - `kind`: `Recipe` or `FinetuneRecipe`.
+    - `model`: the first argument, which is an override where it reads `key=value`.
+    - `options`: values that were given, by section; those of the recipe itself under `top`.
+    """
+    from linearize import recipe as recipes
+
+    overrides = list(overrides or [])
+    if model is not None and "=" in model and not Path(model).exists():
+        overrides.insert(0, model)
+        model = None
+    values = recipes.override(recipes.read(name), overrides, kind)
+    for section, chosen in options.items():
+        (values if section == "top" else _section(values, section)).update(chosen)
+    values.update(given(base=model))
+    return recipes.build(values, kind)
+
+
+def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
+    section = values.setdefault(name, {})
+    if not isinstance(section, dict):
+        raise UsageError(f"recipe key '{name}' must hold keys and values, not {section!r}")
+    return section
 
 
 def given(**options: Any) -> dict[str, Any]:

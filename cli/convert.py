@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -23,20 +22,8 @@ def convert(
             "names a base.",
         ),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...",
-            help="Recipe values to change, such as lora.rank=16 data.seq_len=1024. The section may "
-            "be left out where the key is unique: rank=16.",
-        ),
-    ] = None,
-    out: Annotated[
-        str | None,
-        typer.Option(
-            "--out", "-o", help="Directory for the result.", rich_help_panel=options.OUTPUT
-        ),
-    ] = None,
+    overrides: options.Overrides = None,
+    out: options.Out = None,
     recipe: Annotated[
         str,
         typer.Option(
@@ -46,35 +33,10 @@ def convert(
             "order: defaults, recipe, KEY=VALUE, options.",
         ),
     ] = "liger",
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="Text: .txt, .jsonl, .parquet, a directory or glob of those, a hub data set, or "
-            "stdlib (the sources of Python's standard library).",
-            rich_help_panel=options.DATA,
-        ),
-    ] = None,
-    eval_data: Annotated[
-        str | None,
-        typer.Option(
-            help="Held-out text for the losses. Default: a share of the documents in --data.",
-            rich_help_panel=options.DATA,
-        ),
-    ] = None,
-    tokens: Annotated[
-        int | None,
-        typer.Option(
-            help="Training tokens in all, repeats counted. Default: the recipe's.",
-            rich_help_panel=options.TRAINING,
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            help="The same seed gives the same result. Default: 0.",
-            rich_help_panel=options.TRAINING,
-        ),
-    ] = None,
+    data: options.Data = None,
+    eval_data: options.EvalData = None,
+    tokens: options.Tokens = None,
+    seed: options.Seed = None,
     baseline: Annotated[
         bool,
         typer.Option(
@@ -86,38 +48,13 @@ def convert(
     gate: options.Gate = None,
     window: options.Window = None,
     mix: options.Mix = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="auto, cpu, cuda, cuda:1 or mps. Default: auto.", rich_help_panel=options.MACHINE
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="auto (the checkpoint's), float32, bfloat16 or float16. Default: auto.",
-            rich_help_panel=options.MACHINE,
-        ),
-    ] = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Continue the run that was interrupted in this DIR.",
-            rich_help_panel=options.OUTPUT,
-        ),
-    ] = False,
+    resume: options.Resume = False,
     overwrite: options.Overwrite = False,
-    adapter_only: Annotated[
-        bool,
-        typer.Option(
-            "--adapter-only",
-            help="Save the LoRA adapter alone; `linearize merge` makes a model of it.",
-            rich_help_panel=options.OUTPUT,
-        ),
-    ] = False,
+    adapter_only: options.AdapterOnly = False,
     no_report: Annotated[
         bool,
         typer.Option(
@@ -126,14 +63,7 @@ def convert(
             rich_help_panel=options.OUTPUT,
         ),
     ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Check everything, then print the plan (what is swapped, trained parameters, "
-            "steps, memory) without loading weights.",
-        ),
-    ] = False,
+    dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
     """Convert a pretrained model into a recurrent hybrid that keeps most of what it can do.
@@ -151,27 +81,19 @@ def convert(
 
     linearize convert ./my-llama --data text.txt --out liger rank=16 --dry-run
     """
-    from linearize import recipe as recipes
+    from linearize.recipe import Recipe
 
-    overrides = list(overrides or [])
-    if model is not None and "=" in model and not Path(model).exists():
-        overrides.insert(0, model)
-        model = None
-    values = recipes.override(recipes.read(recipe), overrides)
-    named = {
-        None: options.given(
-            base=model, out=out, revision=revision, trust_remote_code=trust_remote_code or None
-        ),
-        "liger": options.given(gate=gate, window=window, mix=mix),
-        "data": options.given(source=data, eval_source=eval_data),
-        "training": options.given(tokens=tokens, seed=seed, device=device, dtype=dtype),
-        "output": options.given(
-            save="adapter" if adapter_only else None, baseline=baseline or None
-        ),
-    }
-    for section, chosen in named.items():
-        (values if section is None else _section(values, section)).update(chosen)
-    built = recipes.build(values)
+    built = options.recipe(
+        Recipe,
+        recipe,
+        model,
+        overrides,
+        top=options.given(out=out, revision=revision, trust_remote_code=trust_remote_code or None),
+        liger=options.given(gate=gate, window=window, mix=mix),
+        data=options.given(source=data, eval_source=eval_data),
+        training=options.given(tokens=tokens, seed=seed, device=device, dtype=dtype),
+        output=options.given(save="adapter" if adapter_only else None, baseline=baseline or None),
+    )
     if built.base is None:
         raise UsageError("there is no model to convert; name it first: linearize convert MODEL")
     if built.out is None and not dry_run:
@@ -191,13 +113,6 @@ def convert(
         _show_plan(found)
     else:
         _show_result(found)
-
-
-def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
-    section = values.setdefault(name, {})
-    if not isinstance(section, dict):
-        raise UsageError(f"recipe key '{name}' must hold keys and values, not {section!r}")
-    return section
 
 
 def _run(recipe: Any, *, resume: bool, overwrite: bool, report: bool) -> dict[str, Any]:

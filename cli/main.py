@@ -8,7 +8,7 @@ import typer
 
 import linearize
 
-from . import convert, doctor, inspect, merge, report
+from . import convert, doctor, finetune, inspect, merge, report
 from ._run import run
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("convert", no_args_is_help=True)(convert.convert)
+app.command("finetune", no_args_is_help=True)(finetune.finetune)
 app.command("inspect", no_args_is_help=True)(inspect.inspect)
 app.command("merge", no_args_is_help=True)(merge.merge)
 app.command("report", no_args_is_help=True)(report.report)
@@ -43,6 +44,8 @@ def _linearize(
     Then:         linearize convert MODEL --data TEXT --out DIR
 
     Use it:       decode DIR --prompt "..."
+
+    It loops:     linearize finetune MODEL --data TEXT --out DIR
 
     Exit codes: 0 done, 2 wrong option or recipe key, 3 input missing or
     unsupported, 4 a numerical check failed, 5 the output cannot be written,

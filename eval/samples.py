@@ -64,14 +64,10 @@ def write(run_dir: Path, recipe: Recipe) -> Path | None:
 
 def _prompts(recipe: Recipe, tokenizer: Any) -> Iterator[list[int]]:
     """Token ids of the start of each held-out document; of any document where none is held out."""
-    settings = recipe.data
-    if settings.eval_source:
-        texts = data.documents(settings.model_copy(update={"source": settings.eval_source}))
-    else:
-        texts = (text for held_out, text in data.split(settings) if held_out)
+    texts = data.held_out(recipe.data)
     first = next(texts, None)
     if first is None:
-        first = next(data.documents(settings))
+        first = next(data.documents(recipe.data))
     for text in chain([first], texts):
         ids = tokenizer(text[: 16 * PROMPT_TOKENS]).input_ids  # no token is longer, as a rule
         yield ids[: min(PROMPT_TOKENS, (len(ids) + 1) // 2)]

@@ -15,12 +15,13 @@ from ._version import __version__
 _HOMES = {
     "LigerSpec": "liger.spec",
     "apply": "liger.modeling",
-    "Result": "conversion",
+    "Result": "job",
     "convert": "conversion",
+    "finetune": "finetuning",
     "load": "converted",
 }
 
-__all__ = ["LigerSpec", "Result", "__version__", "apply", "convert", "load", "ops"]
+__all__ = ["LigerSpec", "Result", "__version__", "apply", "convert", "finetune", "load", "ops"]
 
 
 def __getattr__(name: str) -> Any:

@@ -56,6 +56,20 @@ On the command line: `decode {path} --prompt "..."`.
 """
 
 
+_HELD = "- What the base's card says about bias, safety and intended use holds here too.\n"
+
+_LOAD_PLAIN = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{path}")
+tokenizer = AutoTokenizer.from_pretrained("{path}")
+```
+
+On the command line: `decode {path} --prompt "..."`.
+"""
+
+
 def model_card(result: dict[str, Any], *, path: str = "path/to/this/model") -> str:
     """README.md of a converted model, with the YAML front matter of the Hugging Face hub.
 
@@ -74,14 +88,47 @@ def model_card(result: dict[str, Any], *, path: str = "path/to/this/model") -> s
         "Licence": _licence_text(result["base"]),
         "Provenance": _provenance(result),
     }
-    front = yaml.safe_dump(_front_matter(result), sort_keys=False)
-    body = [f"---\n{front}---\n", f"# {Path(name).name}, linearized\n"]
+    return _page(f"{Path(name).name}, linearized", _front_matter(result, _tags(result)), sections)
+
+
+def finetuned_card(result: dict[str, Any], *, path: str = "path/to/this/model") -> str:
+    """README.md of a fine-tuned model; arguments as of `model_card`."""
+    name = Path(str(result["base"]["name"])).name
+    objectives = sorted(result["recipe"]["training"]["objective"])
+    if _is_adapter(result):
+        load = _LOAD_ADAPTER
+    else:
+        load = _LOAD if result["spec"] else _LOAD_PLAIN
+    sections = {
+        None: f"{_linked(result)} fine-tuned with the objectives {', '.join(objectives)}. "
+        + _trained(result),
+        "Load it": load.format(path=path),
+        "Before and after": _change(result),
+        "Data and recipe": _recipe(result),
+        "Limits": "- The numbers above are for held-out text of the training source and greedy "
+        "decoding; measure the text and the decoding you use.\n"
+        "- Training against repetition also makes wanted repetition (lists, refrains, tables) "
+        "less likely.\n" + _HELD,
+        "Licence": _licence_text(result["base"]),
+        "Provenance": _provenance(result),
+    }
+    tags = ["linearize", *objectives, *(_tags(result)[1:] if result["spec"] else [])]
+    return _page(f"{name}, fine-tuned", _front_matter(result, tags), sections)
+
+
+def _page(title: str, front: dict[str, Any], sections: dict[str | None, str]) -> str:
+    head = yaml.safe_dump(front, sort_keys=False)
+    body = [f"---\n{head}---\n", f"# {title}\n"]
     for heading, text in sections.items():
         body += [f"## {heading}\n"] * (heading is not None) + [text]
     return "\n".join(body)
 
 
-def _front_matter(result: dict[str, Any]) -> dict[str, Any]:
+def _tags(result: dict[str, Any]) -> list[str]:
+    return ["linearize", "liger", result["spec"]["gate"], "linear-attention"]
+
+
+def _front_matter(result: dict[str, Any], tags: list[str]) -> dict[str, Any]:
     base = result["base"]
     kind = ("peft", "adapter") if _is_adapter(result) else ("transformers", "finetune")
     front: dict[str, Any] = {"library_name": kind[0], "pipeline_tag": "text-generation"}
@@ -95,7 +142,7 @@ def _front_matter(result: dict[str, Any]) -> dict[str, Any]:
     else:
         name = re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-")
         front |= {"license": "other", "license_name": name}
-    return front | {"tags": ["linearize", "liger", result["spec"]["gate"], "linear-attention"]}
+    return front | {"tags": tags}
 
 
 def _is_adapter(result: dict[str, Any]) -> bool:
@@ -106,9 +153,13 @@ def _is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
 
 
+def _linked(result: dict[str, Any]) -> str:
+    base = str(result["base"]["name"])
+    return f"[{base}](https://huggingface.co/{base})" if _is_hub_id(base) else f"`{base}`"
+
+
 def _summary(result: dict[str, Any]) -> str:
-    base, spec = str(result["base"]["name"]), result["spec"]
-    name = f"[{base}](https://huggingface.co/{base})" if _is_hub_id(base) else f"`{base}`"
+    name, spec = _linked(result), result["spec"]
     state = figures.bytes_text(result["state_bytes"]["total"])
     if spec["mix"] == "window":
         what = f"a softmax window of {spec['window']} tokens"
@@ -128,11 +179,29 @@ def _summary(result: dict[str, Any]) -> str:
         text += f"Memory per sequence is constant: {state}, whatever the length."
     if even is not None:
         text += f" From {even:,} tokens on the base's KV cache takes as much or more."
+    return f"{text}\n\n{_trained(result)}"
+
+
+def _trained(result: dict[str, Any]) -> str:
     share = result["trained_parameters"] / result["total_parameters"]
     return (
-        f"{text}\n\n{result['trained_parameters']:,} of {result['total_parameters']:,} parameters "
+        f"{result['trained_parameters']:,} of {result['total_parameters']:,} parameters "
         f"({share:.2%}) were trained, on {result['tokens']:,} tokens, with `linearize`.\n"
     )
+
+
+def _change(result: dict[str, Any]) -> str:
+    rows = "\n".join(
+        f"| {name} | {before:.4f} | {after:.4f} |" for name, before, after in figures.change(result)
+    )
+    text = f"Perplexity on {result['data']['eval_tokens']:,} held-out tokens"
+    if result["measured"]:
+        measure = result["recipe"]["measure"]
+        text += (
+            f"; repetition of greedy continuations, {measure['new_tokens']} tokens after "
+            f"{measure['prompt_tokens']}, of held-out documents (shares in [0, 1])"
+        )
+    return f"{text}:\n\n| | before | after |\n| --- | --- | --- |\n{rows}\n"
 
 
 def _numbers(result: dict[str, Any]) -> str:
@@ -166,8 +235,7 @@ def _limits(result: dict[str, Any]) -> str:
         "Recall of exact details from there (names, numbers, code far above) is worse than the "
         "base's, and perplexity hardly shows it: measure the recall your use needs.\n"
         "- The numbers above are for held-out text of the training source; other text can lose "
-        "more.\n"
-        "- What the base's card says about bias, safety and intended use holds here too.\n"
+        "more.\n" + _HELD
     )
 
 
@@ -179,14 +247,14 @@ def _licence_text(base: dict[str, Any]) -> str:
 
 def _provenance(result: dict[str, Any]) -> str:
     base = result["base"]
-    spec = ", ".join(f"{key}={value}" for key, value in result["spec"].items())
+    spec = ", ".join(f"{key}={value}" for key, value in (result["spec"] or {}).items())
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     failed = [c["name"] for c in result["checks"] if not c["passed"]]
     checks = f"failed: {', '.join(failed)}" if failed else f"all {len(result['checks'])} passed"
     return (
         f"- base: `{base['name']}` ({base['model_type']}, {base['parameters']:,} parameters), "
         f"content hash `{base['hash']}`\n"
-        f"- spec: `{spec}`\n"
-        f"- checks after saving: {checks}\n"
+        + (f"- spec: `{spec}`\n" if spec else "")
+        + f"- checks after saving: {checks}\n"
         f"- versions: {versions}; device {result['device']}\n"
     )

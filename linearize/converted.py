@@ -63,7 +63,7 @@ def merge(
     if not (where / ADAPTER).exists():
         raise InputError(
             f"{where} holds no adapter (no {ADAPTER}); it is made by "
-            "`linearize convert ... --adapter-only`"
+            "`linearize convert ... --adapter-only`, and `linearize finetune` likewise"
         )
     with OutputDirectory(out, overwrite=overwrite, sources=(where,)) as output:
         model = load(where, trust_remote_code=trust_remote_code)
@@ -88,7 +88,7 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
 
 
 def _with_adapter(where: Path, trust_remote_code: bool) -> PeftModel:
-    """The base, swapped as the adapter's config says, with the adapter attached."""
+    """The base, swapped where the adapter's config says so, with the adapter attached."""
     config = AutoConfig.from_pretrained(where)
     held = config.linearize["provenance"]
     base = pretrained.locate(held["base"], revision=held.get("revision"))
@@ -99,7 +99,9 @@ def _with_adapter(where: Path, trust_remote_code: bool) -> PeftModel:
             f"{held['hash'][:12]}, now it is {found[:12]}; give it the base it was made from"
         )
     model = pretrained.load(base, dtype=torch.float32, trust_remote_code=trust_remote_code)
-    model = apply(model, spec_of(config))
+    converted_before = "spec" in (getattr(model.config, "linearize", None) or {})
+    if "spec" in config.linearize and not converted_before:
+        model = apply(model, spec_of(config))
     model.config.linearize = config.linearize
     adapted = PeftModel.from_pretrained(model, where)
     _compare_keys(adapted, where)

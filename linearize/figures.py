@@ -39,6 +39,16 @@ def losses(result: dict[str, Any]) -> list[Loss]:
     ]
 
 
+def change(result: dict[str, Any]) -> list[tuple[str, float, float]]:
+    """What a fine-tuning did to the perplexity and all that was measured: name, before, after."""
+    losses, measured = result["losses"], result["measured"] or {"before": {}, "after": {}}
+    after = measured["after"]
+    return [
+        ("perplexity", _exp(losses["before"]), _exp(losses["after"])),
+        *((name, value, after[name]) for name, value in measured["before"].items()),
+    ]
+
+
 def break_even(result: dict[str, Any]) -> int | None:
     """Tokens from which the state is no larger than the base's KV cache.
 

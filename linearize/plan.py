@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import get_peft_model
+from torch import nn
 from transformers import PreTrainedConfig
 
 from . import device, pretrained
 from .errors import InputError, UsageError
+from .job import lora_config
 from .liger import bases, gates, modeling, sizes
 from .liger.spec import LigerSpec
 from .output import OutputDirectory
-from .recipe import Recipe
+from .recipe import FinetuneRecipe, Recipe
 from .training import data, objectives
 from .training.optimizer import steps_of
 
@@ -67,30 +70,21 @@ def plan(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> di
     Raises what `convert` would raise before it loads weights: for a missing or unsupported model,
     damaged files, data that is not there, wrong names, an output directory in the way.
     """
-    if not recipe.base:
-        raise UsageError("there is no model to convert; name it first: linearize convert MODEL")
-    trust = recipe.trust_remote_code
-    path = pretrained.locate(recipe.base, revision=recipe.revision, trust_remote_code=trust)
-    config = pretrained.read_config(path, trust)
+    path, config = _found(recipe, "convert")
     if config.model_type.startswith(modeling.PREFIX):
         made_of = config.linearize.get("provenance", {}).get("base", "its base")
         raise InputError(f"{recipe.base} is converted already; start from {made_of}")
     spec, settings = recipe.liger.spec(), recipe.training
     gates.find(spec.gate)
-    objectives.check(settings.objective)
+    _check_objectives(recipe)
     converted = sizes.converted_model(config, spec)
-    pretrained.check_weights(path)
-    pretrained.tokenizer(path, trust)
+    _check_files(recipe, path)
     shape = sizes.Shape.of(config, spec)
-    on = device.pick(settings.device)
-    stored = pretrained.stored_dtype(path, config)
-    dtype = device.dtype(settings.dtype, stored, on)
-    saved = stored if settings.dtype == "auto" else dtype
+    on, dtype, saved = _computing(recipe, path, config)
     total, mix = sizes.parameters(converted), sizes.mix_parameters(converted)
     lora = recipe.lora
     adapters = sizes.lora_parameters(converted, rank=lora.rank, targets=lora.targets)
     trained = adapters + mix if lora.rank else total
-    steps, tokens_per_step = steps_of(settings, seq_len=recipe.data.seq_len)
     memory = sizes.training_bytes(
         shape,
         spec,
@@ -117,15 +111,7 @@ def plan(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> di
             "trained": trained,
             "trained_share": trained / (total + adapters),
         },
-        "training": {
-            "tokens": steps * tokens_per_step,
-            "tokens_per_step": tokens_per_step,
-            "steps": steps,
-            "seq_len": recipe.data.seq_len,
-            "objective": settings.objective,
-            "learning_rate": settings.learning_rate,
-            "dtype": _name(dtype),
-        },
+        "training": _training(recipe, dtype),
         "data": _data(recipe),
         "memory_bytes": memory,
         "device": {"name": str(on), "memory_bytes": device.memory(on)},
@@ -136,6 +122,118 @@ def plan(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> di
         "notes": _notes(recipe, config, spec),
         "output": _output(recipe, path, total * saved.itemsize, resume, overwrite),
     }
+
+
+def finetuning(
+    recipe: FinetuneRecipe, *, resume: bool = False, overwrite: bool = False
+) -> dict[str, Any]:
+    """What `finetune` would do with this recipe.
+
+    Keys: `model`, `parameters`, `training`, `repetition` (None where no step repeats), `data`,
+    `memory_bytes` (weights, gradients and AdamW moments, logits; activations, which depend on the
+    architecture, come on top), `device`, `saved_dtype`, `notes`, `output`.
+
+    Raises what `finetune` would raise before it loads weights.
+    """
+    path, config = _found(recipe, "finetune")
+    _check_objectives(recipe)
+    _check_files(recipe, path)
+    on, dtype, saved = _computing(recipe, path, config)
+    settings, length = recipe.training, recipe.data.seq_len
+    model = sizes.base_model(config)
+    total = sizes.parameters(model)
+    adapters = _adapters(model, recipe) if recipe.lora.rank else 0
+    trained = adapters or total
+    if not adapters:
+        dtype = torch.float32
+    copies = 3 if "distill" in settings.objective else 2
+    memory = {
+        "weights": total * dtype.itemsize + adapters * 4,
+        "optimizer": trained * (4 + 8),
+        "logits": settings.batch_size * length * config.get_text_config().vocab_size
+        * dtype.itemsize * copies,
+    }  # fmt: skip
+    context = getattr(config, "max_position_embeddings", None)
+    notes = []
+    if context and length > context:
+        notes.append(f"rows of {length} tokens are longer than the model's context of {context}")
+    repeats = objectives.needs_repeats(settings.objective)
+    return {
+        "model": _about(recipe.base, path, config),
+        "parameters": {"base": total, "adapters": adapters, "trained": trained},
+        "training": _training(recipe, dtype),
+        "repetition": recipe.repetition.model_dump(mode="json") if repeats else None,
+        "data": _data(recipe),
+        "memory_bytes": {**memory, "total": sum(memory.values())},
+        "device": {"name": str(on), "memory_bytes": device.memory(on)},
+        "saved_dtype": _name(saved),
+        "notes": notes,
+        "output": _output(recipe, path, total * saved.itemsize, resume, overwrite),
+    }
+
+
+def _found(recipe: Recipe | FinetuneRecipe, command: str) -> tuple[Path, PreTrainedConfig]:
+    """Where the recipe's base is, and its configuration."""
+    if not recipe.base:
+        raise UsageError(
+            f"there is no model to {command}; name it first: linearize {command} MODEL"
+        )
+    trust = recipe.trust_remote_code
+    path = pretrained.locate(recipe.base, revision=recipe.revision, trust_remote_code=trust)
+    return path, pretrained.read_config(path, trust)
+
+
+def _check_objectives(recipe: Recipe | FinetuneRecipe) -> None:
+    weights = recipe.training.objective
+    repeats = objectives.needs_repeats(weights)
+    objectives.check(weights, share=recipe.repetition.share if repeats else 0.0)
+    if not recipe.lora.rank and "distill" in weights:
+        raise UsageError(
+            "lora.rank=0 trains the weights that objective 'distill' needs as teacher; "
+            "use a rank of at least 1, or training.objective={next_token: 1}"
+        )
+
+
+def _check_files(recipe: Recipe | FinetuneRecipe, path: Path) -> None:
+    pretrained.check_weights(path)
+    pretrained.tokenizer(path, recipe.trust_remote_code)
+
+
+def _computing(
+    recipe: Recipe | FinetuneRecipe, path: Path, config: PreTrainedConfig
+) -> tuple[torch.device, torch.dtype, torch.dtype]:
+    """The device, the dtype to compute in there, and the dtype to save."""
+    on = device.pick(recipe.training.device)
+    stored = pretrained.stored_dtype(path, config)
+    dtype = device.dtype(recipe.training.dtype, stored, on)
+    return on, dtype, stored if recipe.training.dtype == "auto" else dtype
+
+
+def _training(recipe: Recipe | FinetuneRecipe, dtype: torch.dtype) -> dict[str, Any]:
+    settings = recipe.training
+    steps, tokens_per_step = steps_of(settings, seq_len=recipe.data.seq_len)
+    return {
+        "tokens": steps * tokens_per_step,
+        "tokens_per_step": tokens_per_step,
+        "steps": steps,
+        "seq_len": recipe.data.seq_len,
+        "objective": settings.objective,
+        "learning_rate": settings.learning_rate,
+        "dtype": _name(dtype),
+    }
+
+
+def _adapters(model: nn.Module, recipe: FinetuneRecipe) -> int:
+    """Parameters of the adapters that peft makes for this architecture."""
+    try:
+        made = get_peft_model(model, lora_config(recipe))
+    except ValueError as error:
+        known = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+        raise UsageError(
+            f"lora.targets={recipe.lora.targets}: {str(error).splitlines()[0][:200]}; linear "
+            f"layers here: {', '.join(sorted(known))}; or train everything with lora.rank=0"
+        ) from error
+    return sum(p.numel() for p in made.parameters() if p.requires_grad)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -213,7 +311,7 @@ def _notes(recipe: Recipe, config: PreTrainedConfig, spec: LigerSpec) -> list[st
     return notes
 
 
-def _data(recipe: Recipe) -> dict[str, Any]:
+def _data(recipe: Recipe | FinetuneRecipe) -> dict[str, Any]:
     settings = recipe.data
     next(data.documents(settings))  # raises what reading it would raise
     if settings.eval_source:
@@ -223,7 +321,7 @@ def _data(recipe: Recipe) -> dict[str, Any]:
 
 
 def _output(
-    recipe: Recipe, path: Path, size: int, resume: bool, overwrite: bool
+    recipe: Recipe | FinetuneRecipe, path: Path, size: int, resume: bool, overwrite: bool
 ) -> dict[str, Any] | None:
     if recipe.out is None:
         return None

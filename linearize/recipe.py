@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -94,6 +94,7 @@ class RepetitionSettings(_Strict):
     penalty: float = Field(0.5, ge=0, le=1)  # most a copy may have of the probability before it
     loss: Literal["nl", "nl_clip", "mse"] = "nl"  # nl is the paper's; see training/ditto.py
     unit: Literal["sentence", "line", "mark"] = "sentence"  # mark: as in the paper's code
+    units: int = Field(1, ge=1)  # repeat 1 to this many neighbouring units together
     context: int = Field(64, ge=0)  # tokens of text kept before the first copy, at most
 
 
@@ -106,18 +107,63 @@ class OutputSettings(_Strict):
     baseline: bool = False  # also train the window alone with the same budget, for the report
 
 
-class Recipe(_Strict):
-    """Everything `linearize convert` needs."""
+class _Job(_Strict):
+    """What the recipes of all jobs have in common."""
 
     base: str | None = None  # hub id or local directory
     revision: str | None = None  # of a hub id
     out: str | None = None  # output directory
-    liger: LigerSettings = LigerSettings()
     data: DataSettings = DataSettings()
     lora: LoraSettings = LoraSettings()
     training: TrainingSettings = TrainingSettings()
-    output: OutputSettings = OutputSettings()
+    repetition: RepetitionSettings = RepetitionSettings()
     trust_remote_code: bool = False  # run Python code found in the base's repository
+
+
+class Recipe(_Job):
+    """Everything `linearize convert` needs."""
+
+    liger: LigerSettings = LigerSettings()
+    output: OutputSettings = OutputSettings()
+
+
+class FinetuneLora(LoraSettings):
+    """As for conversions, but for any architecture: all linear layers except the head."""
+
+    targets: list[str] = ["all-linear"]
+
+
+class FinetuneTraining(TrainingSettings):
+    """As for conversions, but without a teacher unless asked for."""
+
+    objective: dict[str, float] = {"next_token": 1.0}
+
+
+class MeasureSettings(_Strict):
+    """Greedy continuations of held-out documents, before and after training."""
+
+    prompts: int = Field(100, ge=0)  # documents continued; 0 = do not measure
+    prompt_tokens: int = Field(50, ge=1)  # shorter documents are left out
+    new_tokens: int = Field(200, ge=1)
+    batch_size: int = Field(16, ge=1)  # prompts continued at once
+
+
+class FinetuneOutput(_Strict):
+    """What is written."""
+
+    save: Literal["merged", "adapter"] = "merged"
+
+
+class FinetuneRecipe(_Job):
+    """Everything `linearize finetune` needs."""
+
+    lora: FinetuneLora = FinetuneLora()
+    training: FinetuneTraining = FinetuneTraining()
+    measure: MeasureSettings = MeasureSettings()
+    output: FinetuneOutput = FinetuneOutput()
+
+
+AnyRecipe = TypeVar("AnyRecipe", Recipe, FinetuneRecipe)
 
 
 def names() -> list[str]:
@@ -150,7 +196,9 @@ def read(name_or_path: str) -> dict[str, Any]:
     return values
 
 
-def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+def override(
+    values: dict[str, Any], assignments: list[str], kind: type[BaseModel] = Recipe
+) -> dict[str, Any]:
     """Apply `a.b=value` assignments (values parsed as YAML) to a nested dict, in place.
 
     A bare key such as `rank=8` is accepted where exactly one section has it.
@@ -161,7 +209,7 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
             raise UsageError(
                 f"'{assignment}' is not an override; write key=value, as in liger.window=128"
             )
-        path = _full_key(key)
+        path = _full_key(key, kind)
         target = values
         for part in path[:-1]:
             target = target.setdefault(part, {})
@@ -172,52 +220,56 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     return values
 
 
-def build(values: dict[str, Any]) -> Recipe:
+def build(values: dict[str, Any], kind: type[AnyRecipe] = Recipe) -> AnyRecipe:
     """Validate a nested dict. Raises `UsageError` naming the key, the value and the limit."""
     try:
-        return Recipe.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise UsageError("; ".join(_explain(e) for e in error.errors())) from error
+        raise UsageError("; ".join(_explain(e, kind) for e in error.errors())) from error
 
 
-def load(name_or_path: str | None, assignments: list[str] | None = None) -> Recipe:
+def load(
+    name_or_path: str | None,
+    assignments: list[str] | None = None,
+    kind: type[AnyRecipe] = Recipe,
+) -> AnyRecipe:
     """Read, override and validate in one call; None starts from the defaults."""
     values = read(name_or_path) if name_or_path else {}
-    return build(override(values, assignments or []))
+    return build(override(values, assignments or [], kind), kind)
 
 
-def dump(recipe: Recipe) -> str:
+def dump(recipe: Recipe | FinetuneRecipe) -> str:
     """YAML text with every value spelled out, saved beside each result."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _sections() -> dict[str, list[str]]:
+def _sections(kind: type[BaseModel]) -> dict[str, list[str]]:
     found = {}
-    for name, field in Recipe.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            found[name] = list(kind.model_fields)
+    for name, field in kind.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            found[name] = list(section.model_fields)
     return found
 
 
-def _known_keys() -> list[str]:
-    sections = _sections()
+def _known_keys(kind: type[BaseModel]) -> list[str]:
+    sections = _sections(kind)
     nested = [f"{s}.{k}" for s, keys in sections.items() for k in keys]
-    return nested + [n for n in Recipe.model_fields if n not in sections]
+    return nested + [n for n in kind.model_fields if n not in sections]
 
 
-def _full_key(key: str) -> list[str]:
+def _full_key(key: str, kind: type[BaseModel]) -> list[str]:
     parts = key.split(".")
-    sections = _sections()
-    if len(parts) == 1 and key not in Recipe.model_fields:
+    sections = _sections(kind)
+    if len(parts) == 1 and key not in kind.model_fields:
         homes = [s for s, keys in sections.items() if key in keys]
         if len(homes) == 1:
             return [homes[0], key]
         bare = [k for keys in sections.values() for k in keys]
-        raise UsageError(f"unknown recipe key '{key}'{suggest(key, bare + _known_keys())}")
+        raise UsageError(f"unknown recipe key '{key}'{suggest(key, bare + _known_keys(kind))}")
     free_form = len(parts) == 3 and parts[:2] == ["training", "objective"]
-    if not free_form and key not in _known_keys():
-        raise UsageError(f"unknown recipe key '{key}'{suggest(key, _known_keys())}")
+    if not free_form and key not in _known_keys(kind):
+        raise UsageError(f"unknown recipe key '{key}'{suggest(key, _known_keys(kind))}")
     return parts
 
 
@@ -231,9 +283,9 @@ def _parse(raw: str) -> Any:
     return value
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, kind: type[BaseModel]) -> str:
     key = ".".join(str(p) for p in error["loc"])
     if error["type"] == "extra_forbidden":
-        near = suggest(key, _known_keys()) or "; linearize/recipe.py explains every key"
+        near = suggest(key, _known_keys(kind)) or "; linearize/recipe.py explains every key"
         return f"unknown recipe key '{key}'{near}"
     return f"recipe key '{key}' = {error['input']!r}: {error['msg'][:1].lower()}{error['msg'][1:]}"

@@ -54,6 +54,13 @@ def split(settings: DataSettings) -> Iterator[tuple[bool, str]]:
         yield every is not None and index % every == every - 1, text
 
 
+def held_out(settings: DataSettings) -> Iterator[str]:
+    """Documents that are not trained on, as `split` says. Raises as `documents` does."""
+    if settings.eval_source:
+        return documents(settings.model_copy(update={"source": settings.eval_source}))
+    return (text for kept_back, text in split(settings) if kept_back)
+
+
 def _read(settings: DataSettings) -> Iterator[str]:
     source = settings.source
     if not source:

@@ -7,12 +7,13 @@ With it comes the index of each target in the copy before, which is all that `di
 from __future__ import annotations
 
 import bisect
+import itertools
 import random
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -224,11 +225,13 @@ def _units(
     places = cut(document, settings.unit)
     # The token that begins at or after a boundary: one that straddles it stays with what it ends.
     edges = [bisect.bisect_left(starts, place) for place in places]
-    for number, ((first, last), (unit, end)) in enumerate(
-        zip(pairwise(places), pairwise(edges), strict=True)
-    ):
-        if not document[first:last].strip():
+    for number, count in itertools.product(range(len(places) - 1), range(1, settings.units + 1)):
+        if (
+            number + count >= len(places)
+            or not document[places[number] : places[number + 1]].strip()
+        ):
             continue
+        unit, end = edges[number], edges[number + count]
         free = min(settings.context, room - _COPIES * (end - unit))
         prefix = min(bisect.bisect_left(edges, unit - free), max(0, number - 1))
         if _fits((edges[prefix], unit, end), room):
