@@ -10,5 +10,5 @@ def looping(shared):
     folder = shared / "golden" / "anti_repetition"
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     texts = ["import a\nimport b\n", "def f(x):\n    return", "x = 1\nx = 1\nx = 1\n", "class A:"]
-    prompts = [[tokenizer.bos_token_id, *tokenizer(t).input_ids] for t in texts]
+    prompts = tokenizer(texts).input_ids
     return AutoModelForCausalLM.from_pretrained(folder / "tiny_llama"), tokenizer, prompts
