@@ -80,6 +80,8 @@ class Batches:
         """
         if out.exists() and source.exists() and out.samefile(source):
             raise UsageError(f"--out {out} is the file that is read; choose another")
+        if self.chat:
+            self.session.chat(messages(self.system, "."))  # no template: said before any line
         lines = list(read(source, self.name))
         done = Done(str(out), len(lines), 0)
         try:

@@ -94,6 +94,10 @@ def runs(
             )
     else:
         names = [name.strip() for name in compare.split(",") if name.strip()]
+        if not names:
+            raise UsageError(
+                "--compare names nothing; give samplers and remedies, as in greedy,dry"
+            )
         chosen = each(settings, names, assignments, language)
     if language and language != "auto":
         from linearize.decoding.repetition import languages

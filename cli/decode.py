@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from linearize.errors import CheckError, InputError, UsageError
+from linearize.errors import CheckError, InputError, OutputError, UsageError
 
 from . import _decode_options as flags
 from . import _options as options
@@ -70,7 +70,7 @@ def decode(
     """Continue a text. The continuation goes to stdout as it comes, figures to stderr."""
     source = _source(prompt, prompt_file, stdin, jsonl, chat)
     _check_company(source, chat, system, compare, explain, num_return, num_beams)
-    _check_files(source, out, overwrite)
+    _check_files(jsonl, out, overwrite)
     text = _prompt(prompt, prompt_file, stdin) if source == "text" else ""
 
     from . import _decode_settings as settings
@@ -199,11 +199,17 @@ def _check_company(
             raise UsageError(message)
 
 
-def _check_files(source: str, out: Path | None, overwrite: bool) -> None:
-    if source == "jsonl" and out is None:
+def _check_files(jsonl: Path | None, out: Path | None, overwrite: bool) -> None:
+    if jsonl is None:
+        if out is not None or overwrite:
+            raise UsageError("--out and --overwrite belong to --jsonl")
+        return
+    if out is None:
         raise UsageError("there is nowhere to write the results of --jsonl; add --out FILE")
-    if source != "jsonl" and (out is not None or overwrite):
-        raise UsageError("--out and --overwrite belong to --jsonl")
+    if not jsonl.is_file():
+        raise InputError(f"there is no file {jsonl}; give the JSONL file that holds the prompts")
+    if out.is_dir() or not out.parent.is_dir():
+        raise OutputError(f"{out} cannot be written: it is a directory or in none; choose a file")
 
 
 def _prompt(prompt: str | None, file: Path | None, stdin: bool) -> str:
