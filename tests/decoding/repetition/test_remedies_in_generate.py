@@ -126,3 +126,14 @@ def test_seeded_sampling_is_repeatable_on_one_instance(looping, name):
         texts.append(run(looping, prompts[:1], remedy, do_sample=True, num_return_sequences=3))
     assert texts[0] == texts[1]
     assert len({tuple(row) for row in texts[0]}) == 3
+
+
+@every_remedy
+def test_speculative_steps_are_taken_back(looping, name):
+    if name == "ditto-cap":
+        pytest.skip("recorded probabilities are lost when tokens are taken back")
+    _, tokenizer, prompts = looping
+    for prompt in prompts[:3]:
+        plain = run(looping, [prompt], build(name, tokenizer))
+        options = {"prompt_lookup_num_tokens": 4}
+        assert run(looping, [prompt], build(name, tokenizer), **options) == plain
