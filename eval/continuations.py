@@ -43,7 +43,7 @@ def measure(recipe: FinetuneRecipe) -> Callable[[Any, Any], dict[str, float]] | 
             tokenizer,
             prompts,
             max_new_tokens=settings.new_tokens,
-            batch_size=settings.batch_size,
+            batch_size=settings.at_once,
         )
         found = repetition([m.text for m in made], tokens=[m.ids for m in made])
         ended = sum(m.finish_reason == "eos" for m in made) / len(made)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -29,7 +30,8 @@ from .training.objectives import Teacher
 
 RECIPE = "recipe.yaml"
 PACKAGES = ("linearize", "torch", "transformers", "peft", "accelerate")
-_FREE = {"training", "output", "out", "trust_remote_code"}  # may change on resume, or checked later
+# What may change on resume, because it changes no weight or is checked later.
+_FREE = {"training", "output", "out", "trust_remote_code", "measure"}
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Job:
         """
         if self.recipe.lora.rank:
             torch.manual_seed(self.recipe.training.seed)  # the adapters' random start
-            model = get_peft_model(model, lora_config(self.recipe, **more))
+            model = with_adapters(model, self.recipe, **more)
             model.peft_config["default"].base_model_name_or_path = self.recipe.base
         return model, sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -204,11 +206,16 @@ def need_out(recipe: Recipe | FinetuneRecipe) -> None:
         raise UsageError("there is nowhere to write the result; set out (--out DIR)")
 
 
-def lora_config(recipe: Recipe | FinetuneRecipe, **more: Any) -> LoraConfig:
-    """peft's settings for a recipe's adapters."""
+def with_adapters(
+    model: PreTrainedModel, recipe: Recipe | FinetuneRecipe, **more: Any
+) -> PeftModel:
+    """The model with the recipe's adapters; `more`: further settings of peft's `LoraConfig`.
+
+    Raises `ValueError`, as peft does, where the model has none of the targets.
+    """
     lora = recipe.lora
     everywhere = lora.targets == ["all-linear"]  # peft knows it as a string only
-    return LoraConfig(
+    config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
@@ -216,6 +223,10 @@ def lora_config(recipe: Recipe | FinetuneRecipe, **more: Any) -> LoraConfig:
         task_type="CAUSAL_LM",
         **more,
     )
+    with warnings.catch_warnings():
+        # GPT-2 stores weights transposed: peft sees it, does the right thing, and warns.
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
+        return get_peft_model(model, config)
 
 
 def mean(losses: Tensor) -> float:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model
 from torch import nn
 from transformers import PreTrainedConfig
 
 from . import device, pretrained
 from .errors import InputError, UsageError
-from .job import lora_config
+from .job import with_adapters
 from .liger import bases, gates, modeling, sizes
 from .liger.spec import LigerSpec
 from .output import OutputDirectory
@@ -225,12 +224,12 @@ def _training(recipe: Recipe | FinetuneRecipe, dtype: torch.dtype) -> dict[str, 
 
 def _adapters(model: nn.Module, recipe: FinetuneRecipe) -> int:
     """Parameters of the adapters that peft makes for this architecture."""
+    known = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     try:
-        made = get_peft_model(model, lora_config(recipe))
+        made = with_adapters(model, recipe)
     except ValueError as error:
-        known = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
         raise UsageError(
-            f"lora.targets={recipe.lora.targets}: {str(error).splitlines()[0][:200]}; linear "
+            f"lora.targets={recipe.lora.targets}: {str(error).splitlines()[0]}; linear "
             f"layers here: {', '.join(sorted(known))}; or train everything with lora.rank=0"
         ) from error
     return sum(p.numel() for p in made.parameters() if p.requires_grad)

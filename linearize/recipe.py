@@ -145,7 +145,7 @@ class MeasureSettings(_Strict):
     prompts: int = Field(100, ge=0)  # documents continued; 0 = do not measure
     prompt_tokens: int = Field(50, ge=1)  # shorter documents are left out
     new_tokens: int = Field(200, ge=1)
-    batch_size: int = Field(16, ge=1)  # prompts continued at once
+    at_once: int = Field(16, ge=1)  # prompts continued together
 
 
 class FinetuneOutput(_Strict):
