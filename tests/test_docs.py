@@ -19,7 +19,8 @@ from linearize.training.objectives import OBJECTIVES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-NOT_CONVERSIONS = {"embedded"}  # recipes of other jobs
+FINETUNINGS = {"ditto", "unlikelihood"}
+NOT_CONVERSIONS = {"embedded"} | FINETUNINGS  # recipes of other jobs
 
 
 def commands() -> list[tuple[str, list[str]]]:
@@ -69,7 +70,7 @@ def test_links_lead_somewhere() -> None:
 def test_readme_lists_what_is_registered() -> None:
     text = (ROOT / "README.md").read_text()
     names = {b.name for b in bases.BASES.values()} | {g.upper() for g in gates.GATES}
-    for name in names | set(MIXES) | (set(recipe.names()) - NOT_CONVERSIONS):
+    for name in names | set(MIXES) | (set(recipe.names()) - NOT_CONVERSIONS) | FINETUNINGS:
         assert name in text, f"README does not mention {name}"
 
 
@@ -78,6 +79,18 @@ def test_recipes_build_and_are_explained(name: str) -> None:
     built = recipe.load(name)
     built.liger.spec()
     assert set(built.training.objective) <= set(OBJECTIVES)
+    explained(name)
+
+
+@pytest.mark.parametrize("name", sorted(FINETUNINGS))
+def test_recipes_of_finetunings_build_and_are_explained(name: str) -> None:
+    built = recipe.load(name, kind=recipe.FinetuneRecipe)
+    assert name in built.training.objective
+    assert set(built.training.objective) <= set(OBJECTIVES)
+    explained(name)
+
+
+def explained(name: str) -> None:
     text = (ROOT / "recipes" / f"{name}.yaml").read_text()
     assert text.startswith("# "), "a recipe begins with what it is for"
     assert isinstance(yaml.safe_load(text), dict)

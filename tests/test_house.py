@@ -16,7 +16,8 @@ ROOMS = [
     {"liger"},
     {"recipe"},
     {"training", "device", "output"},
-    {"card", "checks", "conversion", "converted", "figures", "plan", "pretrain", "pretrained"},
+    {"card", "checks", "conversion", "converted", "figures", "finetuning", "job"}
+    | {"plan", "pretrain", "pretrained"},
     {"_register", "__init__"},
 ]
 SIGHT_OF_RECIPE = {"errors", "liger.spec"}

@@ -13,7 +13,7 @@ from command import Command
 
 from linearize import __version__, recipe
 
-COMMANDS = ["convert", "inspect", "merge", "report", "doctor"]
+COMMANDS = ["convert", "finetune", "inspect", "merge", "report", "doctor"]
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
@@ -51,8 +51,9 @@ def test_help_names_the_commands_and_exit_codes(linearize_command: Command) -> N
         assert word in help_text
 
 
-def test_the_recipes_in_the_help_exist(linearize_command: Command) -> None:
-    help_text = linearize_command("convert", "--help").out
+@pytest.mark.parametrize("command", ["convert", "finetune"])
+def test_the_recipes_in_the_help_exist(command: str, linearize_command: Command) -> None:
+    help_text = linearize_command(command, "--help").out
     listed = help_text.partition("Name (")[2].partition(")")[0].split(", ")
     assert listed
     assert set(listed) <= set(recipe.names())
