@@ -52,7 +52,7 @@ def naive(ids, walls, *, allowed_length, reach):
 def test_the_definition(looping, data, allowed_length, reach, breakers):
     _, tokenizer, _ = looping
     few = [tokenizer.convert_tokens_to_ids(p) for p in ["a", "b", ":", "<0x0A>", "</s>"]]
-    ids = data.draw(st.lists(st.sampled_from(few + few[:2] * 3), min_size=1, max_size=40))
+    ids = data.draw(st.lists(st.sampled_from(few + few[:2] * 3), min_size=15, max_size=40))
     dry = DRY(tokenizer, allowed_length=allowed_length, range=reach, breakers=breakers)
     prompt = [tokenizer.bos_token_id]
     raw = torch.randn(1, 1952, generator=torch.Generator().manual_seed(0))

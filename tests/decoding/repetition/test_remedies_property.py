@@ -3,7 +3,7 @@
 import pytest
 import torch
 from every_remedy import NEUTRAL, build, every_remedy
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from linearize.decoding.remedies import REMEDIES, options_of
@@ -97,6 +97,44 @@ def test_anything_goes(looping, name):
                 assert len(set(penalty.tokens)) == len(penalty.tokens)
                 want[penalty.row, penalty.tokens] = torch.tensor(penalty.after).to(want)
             assert torch.equal(out, want)
+
+    check()
+
+
+@every_remedy
+def test_copied_and_swapped_rows_are_treated_like_rows_that_were_always_alone(looping, name):
+    _, tokenizer, _ = looping
+    build(name, tokenizer)  # skips here, once
+    start, *loop = tokenizer("if x:\n" * 30).input_ids
+    other = tokenizer.convert_tokens_to_ids("y")
+
+    def logits(ids):
+        scores = torch.randn(SIZE, generator=torch.Generator().manual_seed(hash(tuple(ids))))
+        scores[loop[len(ids) - 1]] += 8  # as a looping model wants it
+        return scores
+
+    @settings(max_examples=30, deadline=None)
+    @given(data=st.data())
+    def check(data):
+        together, steps = build(name, tokenizer), {}
+        rows = [[start, *loop[:4]]] * 2
+        for _ in range(40):
+            got = together(torch.tensor(rows), torch.stack([logits(row) for row in rows]))
+            steps |= dict(zip(map(tuple, rows), got, strict=True))
+            sources = data.draw(st.sampled_from([[0, 1], [1, 0], [0, 0], [1, 1]]))
+            strays = data.draw(st.sampled_from([[], [], [], [0], [1]]))
+            ended = rows
+            rows = [[*rows[i], loop[len(rows[i]) - 1]] for i in sources]
+            for row in strays:
+                rows[row][-1] = other
+        for ids in ended:
+            alone, acted = build(name, tokenizer), False
+            for end in range(5, len(ids) + 1):
+                before = logits(ids[:end])[None]
+                after = alone(torch.tensor([ids[:end]]), before)
+                assert torch.equal(after[0], steps[tuple(ids[:end])])
+                acted |= after is not before
+            event(f"acted: {acted}")
 
     check()
 
