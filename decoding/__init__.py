@@ -2,12 +2,13 @@
 
 from .generate import Generation, generate
 from .remedies import REMEDIES
-from .repetition import DRY, DittoCap, NoRepeatNGram, RepetitionPenalty, RPGReleased
+from .repetition import DRY, RPG, DittoCap, NoRepeatNGram, RepetitionPenalty, RPGReleased
 from .sampling import SAMPLERS
 
 __all__ = [
     "DRY",
     "REMEDIES",
+    "RPG",
     "SAMPLERS",
     "DittoCap",
     "Generation",

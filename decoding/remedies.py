@@ -14,13 +14,14 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from linearize.errors import UsageError, suggest
 
-from .repetition import DRY, DittoCap, NoRepeatNGram, RepetitionPenalty, RPGReleased
+from .repetition import DRY, RPG, DittoCap, NoRepeatNGram, RepetitionPenalty, RPGReleased
 from .repetition.rows import Penalty, RowProcessor
 
 Remedies = Mapping[str, Mapping[str, Any]] | Iterable[str]
 
 REMEDIES: dict[str, Callable[..., LogitsProcessor]] = {
-    remedy.name: remedy for remedy in (RPGReleased, DittoCap, DRY, RepetitionPenalty, NoRepeatNGram)
+    remedy.name: remedy
+    for remedy in (RPG, RPGReleased, DittoCap, DRY, RepetitionPenalty, NoRepeatNGram)
 }
 
 

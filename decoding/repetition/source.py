@@ -1,0 +1,374 @@
+"""Source code while it is being written, and the runs of equal structure at its end.
+
+- A text is scanned byte by byte and parsed only where a statement or element may begin; parsing is
+  incremental, so that costs the same in a long text as in a short one.
+- A run is the end of a list of siblings (statements of a block, elements of a bracket, branches of
+  an if) that repeats with some period. There is one list per nesting level around the cursor.
+- What lies before the cursor is settled: a signature is computed once and kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+from .grammar import COMPOUND, leaf
+from .languages import find, parser
+from .scanner import Scanner
+
+MAX_PERIOD = 8  # siblings
+WINDOW = 24  # siblings looked back at
+MAX_DEPTH = 64  # nesting of expressions that signatures tell apart
+_BLANKS = b" \t\r\n\x0b\x0c"
+
+
+@dataclass(frozen=True)
+class Run:
+    """`copies` blocks of `period` statements or elements that are equal in some way.
+
+    - `kind`: in what way. "copy": word for word; "statement": with names, numbers and strings as
+      classes; "shape": with expressions collapsed; "form": as "statement", but not side by side;
+      "element": word for word, between brackets.
+    - `starts`: how the blocks begin: the first terminal of each, as written.
+    - `column`: where a further copy has to begin, in languages where indentation decides.
+    """
+
+    kind: str
+    copies: int
+    period: int
+    starts: frozenset[bytes]
+    column: int | None
+    example: str
+
+    @property
+    def reason(self) -> str:
+        """For people."""
+        what = "element" if self.kind == "element" else "statement"
+        unit = what if self.period == 1 else f"block of {self.period} {what}s"
+        like = {"statement": "same form", "form": "same form lately", "shape": "same shape"}
+        return f"{self.copies} copies of one {unit} ({like.get(self.kind, 'verbatim')}): " + (
+            self.example
+        )
+
+
+class Source:
+    """Code in one language that grows at its end.
+
+    Args:
+        language: a name of `LANGUAGES`.
+        text: what is there already.
+        count_from: byte offset from which siblings count as copies.
+
+    Raises `UsageError` for an unknown language, `InputError` if its grammar is not installed.
+    """
+
+    def __init__(self, language: str, text: bytes = b"", *, count_from: int = 0) -> None:
+        self.language = find(language)
+        self.count_from = count_from
+        self.text = bytearray()
+        self.scanner = Scanner(self.language)
+        self._parser = parser(language)
+        self._tree: Any = None
+        self._parsed = 0  # bytes of text in the tree
+        self._closed = 0  # bytes that were appended to close it
+        self._known: dict[tuple[int, int, bool, bool], int] = {}  # signatures of settled nodes
+        self.append(text)
+
+    def fork(self) -> Source:
+        """An independent copy."""
+        copy = object.__new__(Source)
+        copy.__dict__.update(self.__dict__)
+        copy.text = bytearray(self.text)
+        copy.scanner = self.scanner.fork()
+        copy._tree = self._tree and self._tree.copy()
+        copy._known = dict(self._known)
+        return copy
+
+    def append(self, data: bytes) -> None:
+        """The text goes on."""
+        self.text += data
+        self.scanner.feed(data)
+
+    @property
+    def blanks(self) -> bytes:
+        """Blanks at the end of the text."""
+        return bytes(self.text[len(self.text.rstrip(_BLANKS)) :])
+
+    def complete(self) -> bool:
+        """The text could end here: nothing is open, and its last statement parses."""
+        scanner = self.scanner
+        if scanner.inside is not None or scanner.closers or scanner.last == b":":
+            return False
+        last = _last_before(self._root(), len(self.text))
+        return last is not None and not last.has_error
+
+    def runs(self, *, min_copies: int, newline: bool = False) -> list[Run]:
+        """Runs of at least `min_copies` that another sibling at the cursor could prolong.
+
+        `newline`: as if a line ended at the cursor.
+        """
+        if not (self.scanner.at_boundary or newline):
+            return []
+        end = len(self.text.rstrip(_BLANKS))
+        found = []
+        for siblings in self._levels(end):
+            found += siblings.run(self, end, min_copies)
+        return found
+
+    def _root(self) -> Any:
+        """The tree of the text, closed where it is open."""
+        if self._tree is None or self._parsed != len(self.text):
+            ending = self.scanner.ending
+            if self._tree is not None:
+                # Points (row, column) only matter to those who read them; nobody here does.
+                zero = (0, 0)
+                self._tree.edit(
+                    self._parsed,
+                    self._parsed + self._closed,
+                    len(self.text) + len(ending),
+                    zero,
+                    zero,
+                    zero,
+                )
+            data = bytes(self.text) + ending
+            self._tree = (
+                self._parser.parse(data, self._tree) if self._tree else self._parser.parse(data)
+            )
+            self._parsed, self._closed = len(self.text), len(ending)
+        return self._tree.root_node
+
+    def _levels(self, end: int) -> Iterator[_Siblings]:
+        """The lists of siblings that could go on at the cursor, outermost first."""
+        blocks, indented = self.language.blocks, self.language.indented
+        closers = self.scanner.closers
+        node, innermost = self._root(), None
+        while node is not None:
+            innermost = node
+            if indented and not closers:
+                if node.type in blocks and self.scanner.newline:
+                    yield _Siblings(node, self._column(node))
+                elif _branches(node):
+                    yield _Siblings(node, self._column_at(node.start_byte), clauses=True)
+            node = _last(node, end, inclusive=indented and not closers)
+        if closers or not indented:
+            statements = innermost.type in blocks and (not closers or closers[-1] == b"}")
+            yield _Siblings(innermost, None, elements=not statements)
+            if statements:
+                yield _ElseIfs(innermost, None)
+
+    def _column(self, block: Any) -> int:
+        first = block.named_child(0)
+        return self._column_at(first.start_byte) if first is not None else -1
+
+    def _column_at(self, start: int) -> int:
+        return start - (self.text.rfind(b"\n", 0, start) + 1)
+
+    def forms(self, *, min_copies: int, window: int = 16) -> list[Run]:
+        """Forms that at least `min_copies` of the last `window` statements share, wherever they
+        stand: on all levels, bodies left out. None inside a bracket, string or comment.
+        """
+        closers = self.scanner.closers
+        bracket = bool(closers) and (self.language.indented or closers[-1] != b"}")
+        if bracket or not self.scanner.at_boundary:
+            return []
+        end = len(self.text.rstrip(_BLANKS))
+        alike: dict[int, list[Any]] = {}
+        for node in islice(self._statements(end), window):
+            alike.setdefault(self.signature(node, end, shape=False, nested=False), []).append(node)
+        return [
+            Run("form", len(nodes), 1, self._starts(nodes), None, self._example(nodes[0]))
+            for nodes in alike.values()
+            if len(nodes) >= min_copies
+        ]
+
+    def _statements(self, end: int) -> Iterator[Any]:
+        """Statements that count, the latest first; a compound one comes before its body."""
+        stack = [(self._root(), False)]
+        while stack:
+            node, listed = stack.pop()
+            if node.start_byte >= end or node.end_byte <= self.count_from:
+                continue
+            if listed and "comment" not in node.type and node.start_byte >= self.count_from:
+                yield node
+            inside = node.type in self.language.blocks
+            stack += [(c, inside) for c in node.named_children if inside or _compound(c)]
+
+    def signature(self, node: Any, end: int, *, shape: bool, nested: bool = True) -> int:
+        """A number that equal structures share; see `grammar.signature` for the two levels."""
+        settled = node.end_byte < end
+        key = (node.start_byte, node.end_byte, shape, nested)
+        if settled and key in self._known:
+            return self._known[key]
+        value = hash((node.type, *self._parts(node, end, shape, nested, MAX_DEPTH)))
+        if settled:
+            self._known[key] = value
+        return value
+
+    def _parts(self, node: Any, end: int, shape: bool, nested: bool, depth: int) -> Iterator[Any]:
+        if not depth:
+            return  # thousands of open brackets are noise, and deeper than Python may recurse
+        blocks = self.language.blocks
+        for child in node.named_children if shape else node.children:
+            if child.type in blocks:
+                if nested:
+                    yield from (
+                        self.signature(c, end, shape=shape)
+                        for c in child.named_children
+                        if c.type != "comment"
+                    )
+            elif shape:
+                if COMPOUND.search(child.type):
+                    yield self.signature(child, end, shape=True)
+                elif node.type == "expression_statement":
+                    yield child.type
+            elif (kind := leaf(child)) is None:
+                yield from self._parts(child, end, False, nested, depth - 1)
+            elif kind:
+                yield kind
+
+    def _starts(self, nodes: list[Any]) -> frozenset[bytes]:
+        words = set()
+        for node in nodes:
+            while node.child_count:
+                node = node.child(0)
+            words.add(bytes(self.text[node.start_byte : node.end_byte]))
+        return frozenset(words - {b""})
+
+    def _example(self, node: Any) -> str:
+        line = self.literal(node).decode(errors="replace")
+        return line if len(line) <= 40 else f"{line[:37]}..."
+
+    def literal(self, node: Any) -> bytes:
+        """The text of a node, runs of blanks as one."""
+        return b" ".join(self.text[node.start_byte : node.end_byte].split())
+
+
+@dataclass(frozen=True)
+class _Siblings:
+    """Children of one node, from the last backwards, each looked at once and only if needed."""
+
+    parent: Any
+    column: int | None
+    elements: bool = False
+    clauses: bool = False
+
+    def run(self, source: Source, end: int, min_copies: int) -> Run | None:
+        """The pattern with the most copies, at either level of detail."""
+        found = []
+        nodes = list(self._nodes(source, end))
+        for kind in ("element",) if self.elements else ("copy", "statement", "shape"):
+            marks = [self._mark(source, node, end, kind) for node in nodes]
+            least = max(2, min_copies - 1) if kind == "copy" else min_copies
+            pattern = repeats(marks, least, MAX_PERIOD)
+            if pattern is not None:
+                copies, period, at = pattern
+                block = nodes[at : at + period * least]
+                if any(n.type != "comment" for n in block):
+                    found.append(self._found(source, kind, copies, period, block))
+        return found
+
+    def _nodes(self, source: Source, end: int) -> Iterator[Any]:
+        left = WINDOW
+        for index in range(self.parent.named_child_count - 1, -1, -1):
+            node = self.parent.named_child(index)
+            if node.start_byte >= end or (self.clauses and "clause" not in node.type):
+                continue
+            if node.start_byte < source.count_from or not left:
+                return
+            left -= 1
+            yield node
+
+    def _mark(self, source: Source, node: Any, end: int, kind: str) -> Any:
+        if node.type == "comment":
+            return "comment"
+        if kind in ("element", "copy"):
+            return source.literal(node)
+        return source.signature(node, end, shape=kind == "shape")
+
+    def _found(self, source: Source, kind: str, copies: int, period: int, block: list[Any]) -> Run:
+        firsts = block[period - 1 :: period]  # in order of time a block begins with its last
+        starts, example = source._starts(firsts), source._example(firsts[-1])
+        return Run(kind, copies, period, starts, self.column, example)
+
+
+def repeats(marks: list[Any], min_copies: int, longest: int) -> tuple[int, int, int] | None:
+    """The pattern that another mark could repeat: (copies, period, index of its latest run).
+
+    `marks` come the latest first. A pattern is a block of up to `longest` marks that stands
+    `min_copies` times in a row somewhere among them; all its copies count, because a loop that is
+    interrupted now and then is still a loop. None if there is no pattern.
+    """
+    best = None
+    for period in range(1, min(longest, len(marks) // min_copies) + 1):
+        same, run = 0, None
+        for at in range(len(marks) - period - 1, -1, -1):
+            same = same + 1 if marks[at] == marks[at + period] else 0
+            if same >= (min_copies - 1) * period:
+                run = at
+        if run is not None:
+            copies = _occurrences(marks, marks[run : run + period])
+            if best is None or copies > best[0]:
+                best = copies, period, run
+    return best
+
+
+def _occurrences(marks: list[Any], block: list[Any]) -> int:
+    found, at = 0, 0
+    while at <= len(marks) - len(block):
+        match = marks[at : at + len(block)] == block
+        found += match
+        at += len(block) if match else 1
+    return found
+
+
+class _ElseIfs(_Siblings):
+    """Branches of an if statement at the end of a block, where else-ifs are nested, not listed."""
+
+    def _nodes(self, source: Source, end: int) -> Iterator[Any]:
+        chain = []
+        node = _last_before(self.parent, end)
+        while node is not None:
+            if node.type in ("expression_statement", "else_clause"):  # mere wrappings
+                node = node.named_child(0)
+                continue
+            if node.type not in ("if_statement", "if_expression"):
+                break
+            chain.append(node)
+            node = node.child_by_field_name("alternative")
+        yield from (n for n in reversed(chain) if n.start_byte >= source.count_from)
+
+    def _mark(self, source: Source, node: Any, end: int, kind: str) -> Any:
+        parts = (node.child_by_field_name(name) for name in ("condition", "consequence"))
+        return tuple(p and source.signature(p, end, shape=kind == "shape") for p in parts)
+
+    def _found(self, source: Source, kind: str, copies: int, period: int, block: list[Any]) -> Run:
+        run = super()._found(source, kind, copies, period, block)
+        return replace(run, starts=frozenset({b"else"}))
+
+
+def _last_before(node: Any, end: int) -> Any | None:
+    """The last named child that begins before the cursor."""
+    children = (node.named_child(i) for i in range(node.named_child_count - 1, -1, -1))
+    return next((c for c in children if c.start_byte < end), None)
+
+
+def _last(node: Any, end: int, *, inclusive: bool) -> Any | None:
+    """The last child that the cursor lies in."""
+    for index in range(node.child_count - 1, -1, -1):
+        child = node.child(index)
+        if child.start_byte < end:
+            inside = child.end_byte >= end if inclusive else child.end_byte > end
+            return child if inside and child.child_count else None
+    return None
+
+
+def _compound(node: Any) -> bool:
+    return node.child_count > 0 and COMPOUND.search(node.type) is not None
+
+
+def _branches(node: Any) -> bool:
+    """A statement with clauses, such as an if with its elif branches."""
+    last = node.child(node.child_count - 1) if node.child_count else None
+    return last is not None and "clause" in last.type
