@@ -56,9 +56,10 @@ class RPG(RowProcessor[_State]):
             `languages.LANGUAGES`.
         strength: nats per copy (mode "nats"); in the other modes the paper's lambda is
             `exp(-strength)`.
-        min_copies: this many copies in a row start the penalty: blocks of statements that differ
-            in names, numbers and strings only. One less where they do not differ at all or stand
-            apart (within 16 statements); twice as many where only their shape is the same.
+        min_copies: this many copies in a row start the penalty, if they differ in names, numbers
+            and strings only. One less is enough where they are equal word for word (then they may
+            also stand apart, within 16 statements); twice as many are needed where only the kinds
+            of the statements agree.
         min_verbatim: the same for runs of tokens inside a line, string or comment.
         max_count: the penalty stops growing after this many copies.
         mode: "nats" subtracts; "centred" shrinks the distance to the mean logit by lambda per
@@ -185,14 +186,14 @@ class RPG(RowProcessor[_State]):
         found = source.runs(min_copies=self.min_copies, newline=not boundary)
         if boundary:
             state.hot = bool(found)
-            found += source.forms(min_copies=max(2, self.min_copies - 1))
+            found += source.recent(min_copies=max(2, self.min_copies - 1))
         return [run for run in found if self._count(run) > 0]
 
     def _count(self, run: Run) -> int:
         least = self.min_copies
         if run.kind == "shape":
             least *= 2
-        elif run.kind in ("copy", "form"):
+        elif run.kind in ("copy", "recent"):
             least = max(2, least - 1)
         return min(run.copies - least + 1, self.max_count)
 

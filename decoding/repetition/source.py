@@ -20,6 +20,7 @@ from .scanner import Scanner
 
 MAX_PERIOD = 8  # siblings
 WINDOW = 24  # siblings looked back at
+MAX_BYTES = 12_000  # of text that is parsed, roughly
 MAX_DEPTH = 64  # nesting of expressions that signatures tell apart
 _BLANKS = b" \t\r\n\x0b\x0c"
 
@@ -29,7 +30,7 @@ class Run:
     """`copies` blocks of `period` statements or elements that are equal in some way.
 
     - `kind`: in what way. "copy": word for word; "statement": with names, numbers and strings as
-      classes; "shape": with expressions collapsed; "form": as "statement", but not side by side;
+      classes; "shape": with expressions collapsed; "recent": word for word, but not side by side;
       "element": word for word, between brackets.
     - `starts`: how the blocks begin: the first terminal of each, as written.
     - `column`: where a further copy has to begin, in languages where indentation decides.
@@ -47,10 +48,9 @@ class Run:
         """For people."""
         what = "element" if self.kind == "element" else "statement"
         unit = what if self.period == 1 else f"block of {self.period} {what}s"
-        like = {"statement": "same form", "form": "same form lately", "shape": "same shape"}
-        return f"{self.copies} copies of one {unit} ({like.get(self.kind, 'verbatim')}): " + (
-            self.example
-        )
+        like = {"statement": "same form", "shape": "same shape", "recent": "not side by side"}
+        how = like.get(self.kind, "word for word")
+        return f"{self.copies} copies of one {unit}, {how}: {self.example}"
 
 
 class Source:
@@ -73,7 +73,7 @@ class Source:
         self._tree: Any = None
         self._parsed = 0  # bytes of text in the tree
         self._closed = 0  # bytes that were appended to close it
-        self._known: dict[tuple[int, int, bool, bool], int] = {}  # signatures of settled nodes
+        self._known: dict[tuple[int, int, bool], int] = {}  # signatures of settled nodes
         self.append(text)
 
     def fork(self) -> Source:
@@ -112,10 +112,23 @@ class Source:
         if not (self.scanner.at_boundary or newline):
             return []
         end = len(self.text.rstrip(_BLANKS))
-        found = []
-        for siblings in self._levels(end):
-            found += siblings.run(self, end, min_copies)
+        levels = list(self._levels(end))
+        found = [run for siblings in levels for run in siblings.runs(self, end, min_copies)]
+        keep = 4 if len(self.text) > MAX_BYTES else WINDOW + 8
+        longest = max(levels, key=lambda s: s.parent.named_child_count, default=None)
+        if longest is not None and longest.parent.named_child_count > 2 * keep:
+            self._forget(longest.parent, keep)
         return found
+
+    def _forget(self, parent: Any, keep: int) -> None:
+        """Drop children that no run can reach any more: parsing slows down with their number."""
+        first = parent.named_child(0).start_byte
+        after = parent.named_child(parent.named_child_count - keep).start_byte
+        del self.text[first:after]
+        if self.count_from > first:
+            self.count_from = max(first, self.count_from - (after - first))
+        self._tree = None
+        self._known = {}
 
     def _root(self) -> Any:
         """The tree of the text, closed where it is open."""
@@ -165,20 +178,20 @@ class Source:
     def _column_at(self, start: int) -> int:
         return start - (self.text.rfind(b"\n", 0, start) + 1)
 
-    def forms(self, *, min_copies: int, window: int = 16) -> list[Run]:
-        """Forms that at least `min_copies` of the last `window` statements share, wherever they
-        stand: on all levels, bodies left out. None inside a bracket, string or comment.
+    def recent(self, *, min_copies: int, window: int = 16) -> list[Run]:
+        """Statements that stand at least `min_copies` times, word for word, among the last
+        `window` statements of all levels. None inside a bracket, string or comment.
         """
         closers = self.scanner.closers
         bracket = bool(closers) and (self.language.indented or closers[-1] != b"}")
         if bracket or not self.scanner.at_boundary:
             return []
         end = len(self.text.rstrip(_BLANKS))
-        alike: dict[int, list[Any]] = {}
+        alike: dict[bytes, list[Any]] = {}
         for node in islice(self._statements(end), window):
-            alike.setdefault(self.signature(node, end, shape=False, nested=False), []).append(node)
+            alike.setdefault(self.literal(node), []).append(node)
         return [
-            Run("form", len(nodes), 1, self._starts(nodes), None, self._example(nodes[0]))
+            Run("recent", len(nodes), 1, self._starts(nodes), None, self._example(nodes[0]))
             for nodes in alike.values()
             if len(nodes) >= min_copies
         ]
@@ -195,36 +208,35 @@ class Source:
             inside = node.type in self.language.blocks
             stack += [(c, inside) for c in node.named_children if inside or _compound(c)]
 
-    def signature(self, node: Any, end: int, *, shape: bool, nested: bool = True) -> int:
+    def signature(self, node: Any, end: int, *, shape: bool) -> int:
         """A number that equal structures share; see `grammar.signature` for the two levels."""
         settled = node.end_byte < end
-        key = (node.start_byte, node.end_byte, shape, nested)
+        key = (node.start_byte, node.end_byte, shape)
         if settled and key in self._known:
             return self._known[key]
-        value = hash((node.type, *self._parts(node, end, shape, nested, MAX_DEPTH)))
+        value = hash((node.type, *self._parts(node, end, shape, MAX_DEPTH)))
         if settled:
             self._known[key] = value
         return value
 
-    def _parts(self, node: Any, end: int, shape: bool, nested: bool, depth: int) -> Iterator[Any]:
+    def _parts(self, node: Any, end: int, shape: bool, depth: int) -> Iterator[Any]:
         if not depth:
             return  # thousands of open brackets are noise, and deeper than Python may recurse
         blocks = self.language.blocks
         for child in node.named_children if shape else node.children:
             if child.type in blocks:
-                if nested:
-                    yield from (
-                        self.signature(c, end, shape=shape)
-                        for c in child.named_children
-                        if c.type != "comment"
-                    )
+                yield from (
+                    self.signature(c, end, shape=shape)
+                    for c in child.named_children
+                    if "comment" not in c.type
+                )
             elif shape:
                 if COMPOUND.search(child.type):
                     yield self.signature(child, end, shape=True)
                 elif node.type == "expression_statement":
                     yield child.type
             elif (kind := leaf(child)) is None:
-                yield from self._parts(child, end, False, nested, depth - 1)
+                yield from self._parts(child, end, False, depth - 1)
             elif kind:
                 yield kind
 
@@ -254,8 +266,8 @@ class _Siblings:
     elements: bool = False
     clauses: bool = False
 
-    def run(self, source: Source, end: int, min_copies: int) -> Run | None:
-        """The pattern with the most copies, at either level of detail."""
+    def runs(self, source: Source, end: int, min_copies: int) -> list[Run]:
+        """The pattern with the most copies, for each way of being equal."""
         found = []
         nodes = list(self._nodes(source, end))
         for kind in ("element",) if self.elements else ("copy", "statement", "shape"):
@@ -265,7 +277,7 @@ class _Siblings:
             if pattern is not None:
                 copies, period, at = pattern
                 block = nodes[at : at + period * least]
-                if any(n.type != "comment" for n in block):
+                if any("comment" not in n.type for n in block):
                     found.append(self._found(source, kind, copies, period, block))
         return found
 
@@ -281,7 +293,7 @@ class _Siblings:
             yield node
 
     def _mark(self, source: Source, node: Any, end: int, kind: str) -> Any:
-        if node.type == "comment":
+        if "comment" in node.type:
             return "comment"
         if kind in ("element", "copy"):
             return source.literal(node)
