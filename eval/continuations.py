@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
 from linearize.decoding import generate
 from linearize.errors import InputError
-from linearize.eval.metrics.repetition import repetition
+from linearize.eval.metrics.repetition import repetition, seq_rep_n
 from linearize.recipe import FinetuneRecipe
-from linearize.training import data
+from linearize.training import data, pseudo_repetition
+from linearize.training.packing import row_at
 
 _KEPT = ("rep-2", "rep-3", "rep-4", "rep-w", "rep-sen")
 
@@ -18,40 +19,76 @@ _KEPT = ("rep-2", "rep-3", "rep-4", "rep-w", "rep-sen")
 def measure(recipe: FinetuneRecipe) -> Callable[[Any, Any], dict[str, float]] | None:
     """What `linearize.finetune` takes as `measure`; None where the recipe wants nothing measured.
 
-    The function gives, for greedy continuations of the first tokens of held-out documents:
+    The function gives, for greedy continuations of the first tokens of held-out documents,
     `rep-2`, `rep-3`, `rep-4`, `rep-w` over token ids and `rep-sen`, as defined in
     `linearize.eval.metrics.repetition`; `ended`, the share that stopped by itself; `tokens`, their
-    mean number. It raises `InputError` where no held-out document is long enough.
+    mean number. And for prompts at whose end a sentence (`recipe.repetition.unit`) stands
+    `recipe.measure.copies` times already: `loop rep-4` of what follows, and `loop goes on`, the
+    share that begins with another whole copy.
+
+    It raises `InputError` where no held-out document is long enough.
     """
     settings = recipe.measure
     if not settings.prompts:
         return None
 
-    def run(model: Any, tokenizer: Any) -> dict[str, float]:
-        length = settings.prompt_tokens
-        texts = data.held_out(recipe.data)
-        # No token is longer than 16 characters, as a rule.
-        encoded = (tokenizer(text[: 16 * length]).input_ids for text in texts)
-        prompts = [ids[:length] for ids in islice(_long(encoded, length), settings.prompts)]
-        if not prompts:
-            raise InputError(
-                f"no held-out document has {length} tokens to continue; lower "
-                "measure.prompt_tokens, give --eval-data, or set measure.prompts=0"
-            )
-        made = generate(
+    def continued(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> list[Any]:
+        return generate(
             model,
             tokenizer,
             prompts,
             max_new_tokens=settings.new_tokens,
             batch_size=settings.at_once,
         )
-        found = repetition([m.text for m in made], tokens=[m.ids for m in made])
-        ended = sum(m.finish_reason == "eos" for m in made) / len(made)
-        tokens = sum(len(m.ids) for m in made) / len(made)
-        return {name: found[name] for name in _KEPT} | {"ended": ended, "tokens": tokens}
+
+    def run(model: Any, tokenizer: Any) -> dict[str, float]:
+        made = continued(model, tokenizer, _starts(recipe, tokenizer))
+        measured = repetition([m.text for m in made], tokens=[m.ids for m in made])
+        found = {name: measured[name] for name in _KEPT}
+        found["ended"] = sum(m.finish_reason == "eos" for m in made) / len(made)
+        found["tokens"] = sum(len(m.ids) for m in made) / len(made)
+        if settings.copies:
+            loops = _loops(recipe, tokenizer)
+            made = continued(model, tokenizer, [before + copied for before, copied in loops])
+            units = [copied[: len(copied) // settings.copies] for _, copied in loops]
+            again = [m.ids[: len(u)] == u for m, u in zip(made, units, strict=True)]
+            found["loop rep-4"] = seq_rep_n([m.ids for m in made], 4)
+            found["loop goes on"] = sum(again) / len(again)
+        return found
 
     return run
 
 
-def _long(encoded: Any, length: int) -> Any:
-    return (ids for ids in encoded if len(ids) >= length)
+def _starts(recipe: FinetuneRecipe, tokenizer: Any) -> list[list[int]]:
+    """The first tokens of held-out documents that have more."""
+    length = recipe.measure.prompt_tokens
+    # No token is longer than 16 characters, as a rule.
+    encoded = (tokenizer(text[: 16 * length + 16]).input_ids for text in data.held_out(recipe.data))
+    found = [i[:length] for i in islice(_longer(encoded, length), recipe.measure.prompts)]
+    if not found:
+        raise InputError(
+            f"no held-out document has more than {length} tokens; lower measure.prompt_tokens, "
+            "give --eval-data, or set measure.prompts=0"
+        )
+    return found
+
+
+def _longer(encoded: Any, length: int) -> Any:
+    return (ids for ids in encoded if len(ids) > length)
+
+
+def _loops(recipe: FinetuneRecipe, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
+    """What stands before the first copy, and the copies: units of held-out text, in mixed order."""
+    single = recipe.repetition.model_copy(update={"units": 1})
+    rows = pseudo_repetition.build(
+        data.held_out(recipe.data), recipe.data, single, tokenizer, recipe.data.eval_tokens
+    )
+    count = min(len(rows), recipe.measure.prompts)
+    spans = [rows.spans[row_at(i, len(rows), seed=0)] for i in range(count)]
+    return [
+        (
+            [*rows.begin, *rows.tokens[prefix:unit].tolist()],
+            rows.tokens[unit:end].tolist() * recipe.measure.copies,
+        )
+        for prefix, unit, end in spans
+    ]

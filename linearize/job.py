@@ -24,7 +24,7 @@ from .converted import cast, merge_adapter, write_json
 from .errors import UsageError
 from .output import OutputDirectory
 from .recipe import FinetuneRecipe, Recipe
-from .training import checkpoint, evaluate, objectives, packing, pseudo_repetition
+from .training import checkpoint, data, evaluate, objectives, packing, pseudo_repetition
 from .training.loop import TrainResult, train
 from .training.objectives import Teacher
 
@@ -59,7 +59,7 @@ class Job:
         self.repeated = None
         if objectives.needs_repeats(recipe.training.objective):
             self.repeated = pseudo_repetition.build(
-                recipe.data, recipe.repetition, self.tokenizer, budget
+                data.trained_on(recipe.data), recipe.data, recipe.repetition, self.tokenizer, budget
             )
         self.config = pretrained.read_config(base, trust)
         self.hash = pretrained.content_hash(base)  # once: it reads every byte of the weights

@@ -140,11 +140,12 @@ class FinetuneTraining(TrainingSettings):
 
 
 class MeasureSettings(_Strict):
-    """Greedy continuations of held-out documents, before and after training."""
+    """Greedy continuations of held-out text, before and after training."""
 
     prompts: int = Field(100, ge=0)  # documents continued; 0 = do not measure
     prompt_tokens: int = Field(50, ge=1)  # shorter documents are left out
     new_tokens: int = Field(200, ge=1)
+    copies: int = Field(3, ge=0)  # of a sentence in prompts that loop already; 0 = no such prompts
     at_once: int = Field(16, ge=1)  # prompts continued together
 
 

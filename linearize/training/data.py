@@ -54,6 +54,11 @@ def split(settings: DataSettings) -> Iterator[tuple[bool, str]]:
         yield every is not None and index % every == every - 1, text
 
 
+def trained_on(settings: DataSettings) -> Iterator[str]:
+    """Documents that are not held out, as `split` says. Raises as `documents` does."""
+    return (text for kept_back, text in split(settings) if not kept_back)
+
+
 def held_out(settings: DataSettings) -> Iterator[str]:
     """Documents that are not trained on, as `split` says. Raises as `documents` does."""
     if settings.eval_source:

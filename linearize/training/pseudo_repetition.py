@@ -24,7 +24,6 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
 from ..recipe import DataSettings, RepetitionSettings
-from . import data
 from .packing import bos_of
 
 _COPIES = 3  # a unit must fit this often: with fewer there is hardly a term
@@ -97,19 +96,22 @@ class RepeatedRows:
 
 
 def build(
+    texts: Iterable[str],
     text: DataSettings,
     settings: RepetitionSettings,
     tokenizer: PreTrainedTokenizerBase,
-    train_tokens: int,
+    tokens: int,
 ) -> RepeatedRows:
-    """All units in the first `train_tokens` tokens of the training text.
+    """All units in the first `tokens` tokens of some documents.
 
     Units are `settings.unit`: sentences, lines, or `mark`, the published construction (see
     `between_marks`). The prefix of a sentence or line is what stands before it in its document,
     whole units of up to `settings.context` tokens, at least one, as far as three copies fit behind.
     The text is tokenised as it stands and repeated as tokens.
 
-    Raises what `data.documents` raises, and `InputError` for a tokenizer that does not tell where
+    `text` gives the source's name, the row length and whether documents begin with bos.
+
+    Raises what reading the texts raises, and `InputError` for a tokenizer that does not tell where
     its tokens begin, or text without a unit of two tokens that fits three times.
     """
     if settings.unit in _ENDS and not tokenizer.is_fast:
@@ -122,12 +124,12 @@ def build(
     pieces: list[NDArray[np.int32]] = []
     spans: list[Span] = []
     at = 0
-    for ids, found in _documents(text, settings, tokenizer, room):
-        ids = ids[: train_tokens - at]
+    for ids, found in _documents(iter(texts), settings, tokenizer, room):
+        ids = ids[: tokens - at]
         pieces.append(np.array(ids, np.int32))
         spans += [(at + a, at + b, at + c) for a, b, c in found if c <= len(ids)]
         at += len(ids)
-        if at >= train_tokens:
+        if at >= tokens:
             break
     if not spans:
         raise InputError(
@@ -195,12 +197,14 @@ def cut(text: str, unit: str) -> list[int]:
 
 
 def _documents(
-    text: DataSettings, settings: RepetitionSettings, tokenizer: PreTrainedTokenizerBase, room: int
+    texts: Iterator[str],
+    settings: RepetitionSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    room: int,
 ) -> Iterator[tuple[list[int], list[Span]]]:
-    """Token ids and units of each document that is not held out."""
+    """Token ids and units of each document."""
     offsets = settings.unit in _ENDS
-    kept = (document for held_out, document in data.split(text) if not held_out)
-    while some := list(islice(kept, _BATCH)):
+    while some := list(islice(texts, _BATCH)):
         encoded = tokenizer(
             some,
             add_special_tokens=False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,18 +43,15 @@ def test_sentences_begin_with_their_blanks() -> None:
     assert pieces(CODE, "line")[1] == "\n    a = x + 1"
 
 
-def rows_of(text: str, tokenizer, tmp_path: Path, *, seq_len: int = 64, **settings) -> RepeatedRows:
-    file = tmp_path / "text.txt"
-    file.write_text(f"{text}\n<|endoftext|>\n{text}", encoding="utf-8")
-    data = DataSettings(source=str(file), seq_len=seq_len)
-    return pseudo_repetition.build(data, RepetitionSettings(**settings), tokenizer, 10_000)
+def rows_of(text: str, tokenizer, *, seq_len: int = 64, **settings) -> RepeatedRows:
+    data = DataSettings(source="text", seq_len=seq_len)
+    texts = [text.strip("\r\n")] * 2
+    return pseudo_repetition.build(texts, data, RepetitionSettings(**settings), tokenizer, 10_000)
 
 
 @pytest.mark.parametrize(("text", "unit"), [(PROSE, "sentence"), (CODE, "line")])
-def test_rows_repeat_whole_pieces_of_the_text_as_it_was_tokenised(
-    text, unit, tokenizer, tmp_path
-) -> None:
-    rows = rows_of(text, tokenizer, tmp_path, unit=unit)
+def test_rows_repeat_whole_pieces_of_the_text_as_it_was_tokenised(text, unit, tokenizer) -> None:
+    rows = rows_of(text, tokenizer, unit=unit)
     whole = tokenizer(text.strip("\r\n"), add_special_tokens=False).input_ids
     batch = rows.batch(range(len(rows)))
     assert {tuple(t.shape) for t in batch.values()} == {(len(rows), 64)}
@@ -77,11 +73,11 @@ def test_rows_repeat_whole_pieces_of_the_text_as_it_was_tokenised(
         assert torch.equal(targets[seen], targets[previous[seen]])
 
 
-def test_context_is_whole_units_and_leaves_room(tokenizer, tmp_path) -> None:
+def test_context_is_whole_units_and_leaves_room(tokenizer) -> None:
     text = " ".join(f"The fox number {i} ran over the hill." for i in range(20))
-    near = rows_of(text, tokenizer, tmp_path, seq_len=256, context=0).spans
-    wide = rows_of(text, tokenizer, tmp_path, seq_len=256, context=60).spans
-    tight = rows_of(text, tokenizer, tmp_path, seq_len=90, context=1000).spans
+    near = rows_of(text, tokenizer, seq_len=256, context=0).spans
+    wide = rows_of(text, tokenizer, seq_len=256, context=60).spans
+    tight = rows_of(text, tokenizer, seq_len=90, context=1000).spans
     assert len(near) == len(wide) == len(tight) == 40
     first = near[:20]  # the second document is the same
     assert first[1:, 0].tolist() == first[:-1, 1].tolist(), "one sentence at least"
@@ -93,8 +89,8 @@ def test_context_is_whole_units_and_leaves_room(tokenizer, tmp_path) -> None:
     assert ((tight[:, 1] - tight[:, 0]) + 3 * (tight[:, 2] - tight[:, 1]) <= 90).all()
 
 
-def test_marks_are_the_published_units(tokenizer, tmp_path) -> None:
-    rows = rows_of("A b c. D e f. G h i. J k.", tokenizer, tmp_path, unit="mark")
+def test_marks_are_the_published_units(tokenizer) -> None:
+    rows = rows_of("A b c. D e f. G h i. J k.", tokenizer, unit="mark")
     end = tokenizer("a.", add_special_tokens=False).input_ids[-1]
     batch = rows.batch([0])
     assert rows.begin == ()
@@ -102,9 +98,9 @@ def test_marks_are_the_published_units(tokenizer, tmp_path) -> None:
     assert rows.tokens[rows.spans[:, 1]].tolist() == [end] * len(rows)
 
 
-def test_text_without_units_says_what_to_do(tokenizer, tmp_path) -> None:
+def test_text_without_units_says_what_to_do(tokenizer) -> None:
     with pytest.raises(InputError, match=r"no line of at least 2 tokens that fits 3 times"):
-        rows_of("word " * 400, tokenizer, tmp_path, unit="line")
+        rows_of("word " * 400, tokenizer, unit="line")
 
 
 def test_the_choice_depends_on_seed_and_step_alone() -> None:
