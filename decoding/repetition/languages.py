@@ -21,8 +21,9 @@ class Language:
 
     - `module`, `function`: of the tree-sitter wheel; `extra`: of this package.
     - `blocks`: node kinds whose named children are statements.
-    - `strings`: (opening, closing, may span lines), the longest opening first.
+    - `strings`: (opening, closing, may span lines); `raw`: openings of those without escapes.
     - `line_comment`, `block_comment`: how comments begin, and end.
+    - `regexes`: a slash may open a regular expression; `lifetimes`: a quote need not open anything.
     - `indented`: indentation, not braces, says which block a line belongs to.
     - `keywords`: words that few other languages start a line with; for guessing.
     """
@@ -32,8 +33,11 @@ class Language:
     blocks: frozenset[str]
     function: str = "language"
     strings: tuple[tuple[bytes, bytes, bool], ...] = ((b'"', b'"', False), (b"'", b"'", False))
+    raw: frozenset[bytes] = frozenset()
     line_comment: bytes = b"//"
     block_comment: tuple[bytes, bytes] | None = (b"/*", b"*/")
+    regexes: bool = False
+    lifetimes: bool = False
     indented: bool = False
     keywords: frozenset[bytes] = frozenset()
 
@@ -51,7 +55,7 @@ def _words(names: str) -> frozenset[bytes]:
     return frozenset(names.encode().split())
 
 
-_SCRIPT_STRINGS = ((b"`", b"`", True), (b'"', b'"', False), (b"'", b"'", False))
+_QUOTES = ((b"`", b"`", True), (b'"', b'"', False), (b"'", b"'", False))
 _SCRIPT_BLOCKS = "program statement_block class_body switch_body switch_case switch_default"
 _C_BLOCKS = "translation_unit compound_statement field_declaration_list enumerator_list"
 
@@ -77,7 +81,8 @@ LANGUAGES: dict[str, Language] = {
             "go",
             "tree_sitter_go",
             _blocks("source_file block statement_list expression_case field_declaration_list"),
-            strings=((b"`", b"`", True), (b'"', b'"', False), (b"'", b"'", False)),
+            strings=_QUOTES,
+            raw=frozenset({b"`"}),
             keywords=_words("func package := defer chan nil fmt. struct go"),
         ),
         Language(
@@ -94,7 +99,8 @@ LANGUAGES: dict[str, Language] = {
             "javascript",
             "tree_sitter_javascript",
             _blocks(_SCRIPT_BLOCKS),
-            strings=_SCRIPT_STRINGS,
+            strings=_QUOTES,
+            regexes=True,
             keywords=_words("function const let => === var require( console."),
         ),
         Language(
@@ -102,7 +108,8 @@ LANGUAGES: dict[str, Language] = {
             "tree_sitter_typescript",
             _blocks(f"{_SCRIPT_BLOCKS} interface_body object_type enum_body"),
             function="language_typescript",
-            strings=_SCRIPT_STRINGS,
+            strings=_QUOTES,
+            regexes=True,
             keywords=_words("const let => === interface string number readonly export function"),
         ),
         Language(
@@ -121,8 +128,8 @@ LANGUAGES: dict[str, Language] = {
             "rust",
             "tree_sitter_rust",
             _blocks("source_file block declaration_list field_declaration_list match_block"),
-            # A quote alone may begin a lifetime, so only double quotes count as strings.
             strings=((b'"', b'"', True),),
+            lifetimes=True,
             keywords=_words("fn let mut impl pub -> match use &str crate::"),
         ),
     )

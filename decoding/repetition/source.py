@@ -20,7 +20,8 @@ from .scanner import Scanner
 
 MAX_PERIOD = 8  # siblings
 WINDOW = 24  # siblings looked back at
-MAX_BYTES = 12_000  # of text that is parsed, roughly
+SLACK = 8  # siblings that pile up before some are dropped
+MAX_BYTES = 6_000  # of text that is parsed, roughly
 MAX_DEPTH = 64  # nesting of expressions that signatures tell apart
 _BLANKS = b" \t\r\n\x0b\x0c"
 
@@ -73,7 +74,8 @@ class Source:
         self._tree: Any = None
         self._parsed = 0  # bytes of text in the tree
         self._closed = 0  # bytes that were appended to close it
-        self._known: dict[tuple[int, int, bool], int] = {}  # signatures of settled nodes
+        self._known: dict[tuple[int, int, str, str], int] = {}  # signatures of settled nodes
+        self._asked: tuple[Any, list[Run]] = (None, [])  # the last question, and the answer
         self.append(text)
 
     def fork(self) -> Source:
@@ -92,38 +94,57 @@ class Source:
         self.scanner.feed(data)
 
     @property
+    def end(self) -> int:
+        """Where the text ends but for blanks."""
+        return len(self.text.rstrip(_BLANKS))
+
+    @property
     def blanks(self) -> bytes:
         """Blanks at the end of the text."""
-        return bytes(self.text[len(self.text.rstrip(_BLANKS)) :])
+        return bytes(self.text[self.end :])
 
     def complete(self) -> bool:
         """The text could end here: nothing is open, and its last statement parses."""
         scanner = self.scanner
-        if scanner.inside is not None or scanner.closers or scanner.last == b":":
+        if scanner.ending or scanner.last == b":":
             return False
-        last = _last_before(self._root(), len(self.text))
+        last = _last_before(self._root(), self.end)
         return last is not None and not last.has_error
 
     def runs(self, *, min_copies: int, newline: bool = False) -> list[Run]:
-        """Runs of at least `min_copies` that another sibling at the cursor could prolong.
+        """Runs of at least `min_copies` (one less where they are equal word for word) that another
+        sibling at the cursor could prolong.
 
         `newline`: as if a line ended at the cursor.
         """
-        if not (self.scanner.at_boundary or newline):
+        scanner = self.scanner
+        if scanner.inside is not None or not (newline or scanner.at_boundary):
             return []
-        end = len(self.text.rstrip(_BLANKS))
-        levels = list(self._levels(end))
-        found = [run for siblings in levels for run in siblings.runs(self, end, min_copies)]
-        keep = 4 if len(self.text) > MAX_BYTES else WINDOW + 8
-        longest = max(levels, key=lambda s: s.parent.named_child_count, default=None)
-        if longest is not None and longest.parent.named_child_count > 2 * keep:
-            self._forget(longest.parent, keep)
-        return found
+        if scanner.closers and scanner.separators < min_copies - 1:
+            return []  # too few siblings; spares a parse
+        newline = newline or scanner.newline
+        if self._asked[0] != (self.end, newline, min_copies):
+            end = self.end
+            levels = list(self._levels(end, newline))
+            found = [run for s in levels if s.open for run in s.runs(self, end, min_copies)]
+            self._forget(levels, end)
+            self._asked = (self.end, newline, min_copies), found
+        return list(self._asked[1])
 
-    def _forget(self, parent: Any, keep: int) -> None:
-        """Drop children that no run can reach any more: parsing slows down with their number."""
-        first = parent.named_child(0).start_byte
-        after = parent.named_child(parent.named_child_count - keep).start_byte
+    def _forget(self, levels: list[_Siblings], end: int) -> None:
+        """Drop siblings that no run can reach any more: a parse takes as long as its text."""
+        for siblings in levels:
+            nodes = siblings.nodes(end)
+            keep = WINDOW
+            if len(self.text) > MAX_BYTES and not siblings.elements:
+                keep = sum(node.start_byte > end - MAX_BYTES // 2 for node in nodes) or 1
+            elif len(nodes) <= WINDOW + SLACK:
+                continue
+            if keep < len(nodes):
+                self._cut(nodes[0].start_byte, nodes[-keep].start_byte)
+                return
+
+    def _cut(self, first: int, after: int) -> None:
         del self.text[first:after]
         if self.count_from > first:
             self.count_from = max(first, self.count_from - (after - first))
@@ -152,20 +173,21 @@ class Source:
             self._parsed, self._closed = len(self.text), len(ending)
         return self._tree.root_node
 
-    def _levels(self, end: int) -> Iterator[_Siblings]:
-        """The lists of siblings that could go on at the cursor, outermost first."""
-        blocks, indented = self.language.blocks, self.language.indented
-        closers = self.scanner.closers
+    def _levels(self, end: int, newline: bool) -> Iterator[_Siblings]:
+        """The lists of siblings around the cursor, outermost first."""
+        blocks, closers = self.language.blocks, self.scanner.closers
+        by_line = self.language.indented and not closers
         node, innermost = self._root(), None
         while node is not None:
             innermost = node
-            if indented and not closers:
-                if node.type in blocks and self.scanner.newline:
-                    yield _Siblings(node, self._column(node))
-                elif _branches(node):
-                    yield _Siblings(node, self._column_at(node.start_byte), clauses=True)
-            node = _last(node, end, inclusive=indented and not closers)
-        if closers or not indented:
+            if node.type in blocks:
+                column = self._column(node) if by_line else None
+                yield _Siblings(node, column, open=by_line and newline)
+            elif by_line and _branches(node):
+                column = self._column_at(node.start_byte)
+                yield _Siblings(node, column, open=newline, clauses=True)
+            node = _last(node, end, inclusive=by_line)
+        if not by_line:
             statements = innermost.type in blocks and (not closers or closers[-1] == b"}")
             yield _Siblings(innermost, None, elements=not statements)
             if statements:
@@ -186,7 +208,7 @@ class Source:
         bracket = bool(closers) and (self.language.indented or closers[-1] != b"}")
         if bracket or not self.scanner.at_boundary:
             return []
-        end = len(self.text.rstrip(_BLANKS))
+        end = self.end
         alike: dict[bytes, list[Any]] = {}
         for node in islice(self._statements(end), window):
             alike.setdefault(self.literal(node), []).append(node)
@@ -208,37 +230,42 @@ class Source:
             inside = node.type in self.language.blocks
             stack += [(c, inside) for c in node.named_children if inside or _compound(c)]
 
-    def signature(self, node: Any, end: int, *, shape: bool) -> int:
+    def mark(self, node: Any, end: int, kind: str) -> Any:
+        """What equal siblings share; `kind` as in `Run`."""
+        if "comment" in node.type:
+            return "comment"
+        if kind in ("copy", "element"):
+            return self.literal(node)
+        return self._signature(node, end, kind, MAX_DEPTH)
+
+    def _signature(self, node: Any, end: int, kind: str, depth: int) -> int:
         """A number that equal structures share; see `grammar.signature` for the two levels."""
-        settled = node.end_byte < end
-        key = (node.start_byte, node.end_byte, shape)
-        if settled and key in self._known:
+        key = (node.start_byte, node.end_byte, node.type, kind)
+        if key in self._known:
             return self._known[key]
-        value = hash((node.type, *self._parts(node, end, shape, MAX_DEPTH)))
-        if settled:
-            self._known[key] = value
+        value = hash((node.type, *self._parts(node, end, kind, depth)))
+        if node.end_byte < end:
+            self._known[key] = value  # else the node may go on
         return value
 
-    def _parts(self, node: Any, end: int, shape: bool, depth: int) -> Iterator[Any]:
+    def _parts(self, node: Any, end: int, kind: str, depth: int) -> Iterator[Any]:
         if not depth:
             return  # thousands of open brackets are noise, and deeper than Python may recurse
-        blocks = self.language.blocks
+        shape = kind == "shape"
         for child in node.named_children if shape else node.children:
-            if child.type in blocks:
-                yield from (
-                    self.signature(c, end, shape=shape)
-                    for c in child.named_children
-                    if "comment" not in c.type
-                )
+            if child.type in self.language.blocks:
+                for inner in child.named_children:
+                    if "comment" not in inner.type:
+                        yield self._signature(inner, end, kind, depth - 1)
             elif shape:
                 if COMPOUND.search(child.type):
-                    yield self.signature(child, end, shape=True)
+                    yield self._signature(child, end, kind, depth - 1)
                 elif node.type == "expression_statement":
                     yield child.type
-            elif (kind := leaf(child)) is None:
-                yield from self._parts(child, end, False, depth - 1)
-            elif kind:
-                yield kind
+            elif (terminal := leaf(child)) is None:
+                yield from self._parts(child, end, kind, depth - 1)
+            elif terminal:
+                yield terminal
 
     def _starts(self, nodes: list[Any]) -> frozenset[bytes]:
         words = set()
@@ -259,20 +286,35 @@ class Source:
 
 @dataclass(frozen=True)
 class _Siblings:
-    """Children of one node, from the last backwards, each looked at once and only if needed."""
+    """Children of one node: statements, elements of a bracket, or clauses.
+
+    `open`: another one could begin at the cursor.
+    """
 
     parent: Any
     column: int | None
+    open: bool = True
     elements: bool = False
     clauses: bool = False
 
+    def nodes(self, end: int) -> list[Any]:
+        """Those before the cursor, in order."""
+        return [
+            node
+            for node in self.parent.named_children
+            if node.start_byte < end and (not self.clauses or "clause" in node.type)
+        ]
+
     def runs(self, source: Source, end: int, min_copies: int) -> list[Run]:
         """The pattern with the most copies, for each way of being equal."""
+        nodes = [n for n in self.nodes(end)[-WINDOW:] if n.start_byte >= source.count_from]
+        nodes.reverse()
         found = []
-        nodes = list(self._nodes(source, end))
         for kind in ("element",) if self.elements else ("copy", "statement", "shape"):
-            marks = [self._mark(source, node, end, kind) for node in nodes]
             least = max(2, min_copies - 1) if kind == "copy" else min_copies
+            if len(nodes) < least:
+                continue
+            marks = [self._mark(source, node, end, kind) for node in nodes]
             pattern = repeats(marks, least, MAX_PERIOD)
             if pattern is not None:
                 copies, period, at = pattern
@@ -281,23 +323,8 @@ class _Siblings:
                     found.append(self._found(source, kind, copies, period, block))
         return found
 
-    def _nodes(self, source: Source, end: int) -> Iterator[Any]:
-        left = WINDOW
-        for index in range(self.parent.named_child_count - 1, -1, -1):
-            node = self.parent.named_child(index)
-            if node.start_byte >= end or (self.clauses and "clause" not in node.type):
-                continue
-            if node.start_byte < source.count_from or not left:
-                return
-            left -= 1
-            yield node
-
     def _mark(self, source: Source, node: Any, end: int, kind: str) -> Any:
-        if "comment" in node.type:
-            return "comment"
-        if kind in ("element", "copy"):
-            return source.literal(node)
-        return source.signature(node, end, shape=kind == "shape")
+        return source.mark(node, end, kind)
 
     def _found(self, source: Source, kind: str, copies: int, period: int, block: list[Any]) -> Run:
         firsts = block[period - 1 :: period]  # in order of time a block begins with its last
@@ -313,6 +340,8 @@ def repeats(marks: list[Any], min_copies: int, longest: int) -> tuple[int, int, 
     interrupted now and then is still a loop. None if there is no pattern.
     """
     best = None
+    if len(set(marks)) == len(marks):
+        return None
     for period in range(1, min(longest, len(marks) // min_copies) + 1):
         same, run = 0, None
         for at in range(len(marks) - period - 1, -1, -1):
@@ -338,7 +367,7 @@ def _occurrences(marks: list[Any], block: list[Any]) -> int:
 class _ElseIfs(_Siblings):
     """Branches of an if statement at the end of a block, where else-ifs are nested, not listed."""
 
-    def _nodes(self, source: Source, end: int) -> Iterator[Any]:
+    def nodes(self, end: int) -> list[Any]:
         chain = []
         node = _last_before(self.parent, end)
         while node is not None:
@@ -349,11 +378,11 @@ class _ElseIfs(_Siblings):
                 break
             chain.append(node)
             node = node.child_by_field_name("alternative")
-        yield from (n for n in reversed(chain) if n.start_byte >= source.count_from)
+        return chain
 
     def _mark(self, source: Source, node: Any, end: int, kind: str) -> Any:
         parts = (node.child_by_field_name(name) for name in ("condition", "consequence"))
-        return tuple(p and source.signature(p, end, shape=kind == "shape") for p in parts)
+        return tuple(part and source.mark(part, end, kind) for part in parts)
 
     def _found(self, source: Source, kind: str, copies: int, period: int, block: list[Any]) -> Run:
         run = super()._found(source, kind, copies, period, block)
