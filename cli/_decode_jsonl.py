@@ -15,7 +15,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +25,7 @@ from ._decode_chat import messages
 from ._decode_explain import Explanation
 from ._decode_session import Session
 from ._decode_settings import Settings
+from ._print import progress
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ class Batches:
 
     def _rest(self, file: BinaryIO, lines: list[Line], done: Done) -> None:
         started = time.perf_counter()
-        with _progress(len(lines), done.before) as advance:
+        with progress("lines") as reached:
+            reached(done.before, len(lines))
             for first in range(done.before, len(lines), self.batch_size):
                 some = lines[first : first + self.batch_size]
                 records = self._batch(some)
@@ -113,7 +114,7 @@ class Batches:
                         print(f"error: line {record['line']}: {record['error']}", file=sys.stderr)
                     self._count(record, done)
                     done.tokens += len(record.get("ids", ()))
-                advance(len(some))
+                reached(first + len(some), len(lines))
         done.seconds = time.perf_counter() - started
 
     def _batch(self, lines: list[Line]) -> list[dict[str, Any]]:
@@ -245,17 +246,3 @@ def _record(raw: bytes, out: Path) -> dict[str, Any]:
             f"{out} was not written by decode --jsonl; choose another --out, or add --overwrite"
         )
     return record
-
-
-@contextmanager
-def _progress(total: int, done: int) -> Iterator[Any]:
-    """A bar on stderr for people; yields what to call with the number of lines done."""
-    if not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("lines", total=total, completed=done)
-        yield lambda count: bar.advance(task, count)

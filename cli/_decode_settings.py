@@ -124,35 +124,27 @@ def add(settings: Settings, assignments: list[str]) -> Settings:
 
 
 def each(
-    settings: Settings, names: list[str], assignments: list[str], language: str | None
+    settings: Settings,
+    names: list[str],
+    assignments: list[str],
+    language: str | None,
+    *,
+    flag: str = "--compare",
 ) -> dict[str, Settings]:
-    """One run per name of a sampler or remedy; a remedy runs with the sampler of `settings`.
+    """One run per name: a sampler, a remedy, or several joined by + as in sample+rpg.
 
-    Options in `settings` go to the name that has them.
+    Remedies without a sampler beside them run with the sampler of `settings`. Options in `settings`
+    go to the name that has them.
+
+    - `flag`: the option that named them, for messages.
     """
-    from linearize.decoding.remedies import REMEDIES, options_of
-    from linearize.decoding.sampling import SAMPLERS
-
-    known = [*SAMPLERS, *REMEDIES]
-    for name in names:
-        if name not in known:
-            raise UsageError(
-                f"--compare: there is no sampler or remedy '{name}'{suggest(name, known)}"
-            )
-    for name in settings.remedies:
-        if name not in names:
-            raise UsageError(f"'{name}' is asked for, but --compare does not name it; add it there")
-    runs = {}
-    for name in dict.fromkeys(names):
-        if name in SAMPLERS:
-            takes = inspect.signature(SAMPLERS[name]).parameters
-            own = {key: value for key, value in settings.options.items() if key in takes}
-            runs[name] = replace(settings, sampler=name, options=own, remedies={})
-        else:
-            own = {"language": language} if language and "language" in options_of(name) else {}
-            runs[name] = replace(
-                settings, remedies={name: {**own, **settings.remedies.get(name, {})}}
-            )
+    parts = {name: _parts(name, flag) for name in dict.fromkeys(names)}
+    for remedy in settings.remedies:
+        if not any(remedy in chosen for _, chosen in parts.values()):
+            raise UsageError(f"'{remedy}' is asked for, but {flag} does not name it; add it there")
+    runs = {
+        name: _run(settings, sampler, chosen, language) for name, (sampler, chosen) in parts.items()
+    }
     used = {used for run in runs.values() for used in (run.sampler, *run.remedies)}
     for assignment in assignments:
         name = _split(assignment)[0]
@@ -163,6 +155,41 @@ def each(
             for key, run in runs.items()
         }
     return runs
+
+
+def _parts(name: str, flag: str) -> tuple[str | None, list[str]]:
+    """Sampler, None if none is named, and remedies of a name such as sample+rpg."""
+    from linearize.decoding.remedies import REMEDIES
+    from linearize.decoding.sampling import SAMPLERS
+
+    parts = [part.strip() for part in name.split("+")]
+    known = [*SAMPLERS, *REMEDIES]
+    for part in parts:
+        if part not in known:
+            raise UsageError(
+                f"{flag}: there is no sampler or remedy '{part}'{suggest(part, known)}"
+            )
+    samplers = [part for part in parts if part in SAMPLERS]
+    if len(samplers) > 1:
+        raise UsageError(f"{flag}: {name} names {len(samplers)} samplers; one chooses a token")
+    return (samplers or [None])[0], [part for part in parts if part in REMEDIES]
+
+
+def _run(
+    settings: Settings, sampler: str | None, chosen: list[str], language: str | None
+) -> Settings:
+    from linearize.decoding.remedies import options_of
+    from linearize.decoding.sampling import SAMPLERS
+
+    remedies = {}
+    for name in chosen:
+        own = {"language": language} if language and "language" in options_of(name) else {}
+        remedies[name] = {**own, **settings.remedies.get(name, {})}
+    if sampler is None:
+        return replace(settings, remedies=remedies)
+    takes = inspect.signature(SAMPLERS[sampler]).parameters
+    own = {key: value for key, value in settings.options.items() if key in takes}
+    return replace(settings, sampler=sampler, options=own, remedies=remedies)
 
 
 def _split(assignment: str) -> tuple[str, str, Any]:

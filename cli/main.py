@@ -8,7 +8,8 @@ import typer
 
 import linearize
 
-from . import convert, doctor, finetune, inspect, merge, report
+from . import convert, doctor, finetune, inspect, merge, paths, report
+from . import eval as evaluation
 from ._run import run
 
 app = typer.Typer(
@@ -21,7 +22,9 @@ app.command("convert", no_args_is_help=True)(convert.convert)
 app.command("finetune", no_args_is_help=True)(finetune.finetune)
 app.command("inspect", no_args_is_help=True)(inspect.inspect)
 app.command("merge", no_args_is_help=True)(merge.merge)
+app.command("paths", no_args_is_help=True)(paths.paths)
 app.command("report", no_args_is_help=True)(report.report)
+app.command("eval", no_args_is_help=True)(evaluation.evaluate)
 app.command("doctor")(doctor.doctor)
 
 
@@ -44,6 +47,8 @@ def _linearize(
     Then:         linearize convert MODEL --data TEXT --out DIR
 
     Use it:       decode DIR --prompt "..."
+
+    Does it loop? linearize eval MODEL --suite repetition --out DIR
 
     It loops:     linearize finetune MODEL --data TEXT --out DIR
 

@@ -15,12 +15,12 @@ value is a share in [0, 1].
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 
 from linearize.decoding.repetition.grammar import Level, elements, statements, well_formed
 from linearize.errors import InputError, UsageError
 
-from .ngrams import mean, ngrams, rep_n, repeated_share
+from .ngrams import mean, ngrams, rep_n, repeated, repeated_share
 from .sentences import rep_s
 
 
@@ -30,12 +30,14 @@ def tr_n(
     *,
     n: int = 4,
     starts: int | Sequence[int] = 0,
+    pooled: bool = False,
     released: bool = False,
 ) -> float:
     """TR-N: `1 - distinct / total` n-grams of grammar elements, mean over texts; published: n = 4.
 
-    Texts with fewer than n elements are left out. With `released` the n-grams are of `lexemes` and
-    the average is over all n-grams of all texts; Python only, and the prompt counts.
+    Texts with fewer than n elements are left out. `pooled`: see `tr_s`. With `released` the n-grams
+    are of `lexemes` and the average is over all n-grams of all texts; Python only, and the prompt
+    counts.
 
     Raises `UsageError` for an unknown language and `starts` that do not belong to the texts,
     `InputError` for a grammar (or, released, parso) that is not installed.
@@ -44,7 +46,7 @@ def tr_n(
         _refuse(language, starts)
         return rep_n(map(lexemes, texts), n)
     found = (ngrams(elements(t, language, start=at), n) for t, at in _with_starts(texts, starts))
-    return mean(repeated_share(grams) for grams in found if grams)
+    return _average(found, pooled)
 
 
 def tr_s(
@@ -53,6 +55,7 @@ def tr_s(
     *,
     level: Level = "statement",
     starts: int | Sequence[int] = 0,
+    pooled: bool = False,
     released: bool = False,
 ) -> float:
     """TR-S: `1 - distinct / total` statements, mean over texts; nested statements count too.
@@ -61,6 +64,8 @@ def tr_s(
     level "statement", the paper's, all expressions are alike, so that two assignments are one
     statement twice; at level "terminal" only names, numbers and strings are. Texts without a
     statement are left out.
+    `pooled`: the share of all statements of all texts that repeat an earlier one of their own text,
+    so that a text counts by its statements, and not as much as any other.
     With `released` statements are raw lines (`sentences.rep_s`), and the prompt counts.
 
     Raises as `tr_n` does.
@@ -72,7 +77,7 @@ def tr_s(
         [s.signature for s in statements(text, language, level=level) if s.start >= at]
         for text, at in _with_starts(texts, starts)
     )
-    return mean(repeated_share(signatures) for signatures in found if signatures)
+    return _average(found, pooled)
 
 
 def lexemes(text: str) -> list[str]:
@@ -135,6 +140,15 @@ def egp(outputs: Iterable[Sequence[int]], eos: int | Collection[int]) -> float:
     """
     ends = {eos} if isinstance(eos, int) else set(eos)
     return mean(not ends.isdisjoint(ids) for ids in outputs)
+
+
+def _average(found: Iterable[Sequence[Hashable]], pooled: bool) -> float:
+    """Repeated share of lists of things: mean over lists, or of all things together."""
+    found = [things for things in found if things]
+    if pooled:
+        total = sum(map(len, found))
+        return sum(map(repeated, found)) / total if total else 0.0
+    return mean(map(repeated_share, found))
 
 
 def _bytes(text: str) -> bytes:

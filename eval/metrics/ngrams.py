@@ -12,6 +12,7 @@ Break the Loop" (NeurIPS 2022).
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import pairwise
@@ -53,6 +54,25 @@ def rep_n(sequences: Iterable[Tokens], n: int) -> float:
     grams = [ngrams(tokens, n) for tokens in sequences]
     total = sum(map(len, grams))
     return sum(map(repeated, grams)) / total if total else 0.0
+
+
+def rep_n_by_position(sequences: Iterable[Tokens], n: int, edges: Sequence[int]) -> list[float]:
+    """`rep_n` of the n-grams that end at positions `[edges[i], edges[i + 1])` of their own text.
+
+    Where in a text repetition sets in: an n-gram repeats if it occurred anywhere before in its
+    text. Positions count from 0; nan for a stretch in which no text has an n-gram.
+    """
+    seen = [0] * (len(edges) - 1)
+    total = [0] * (len(edges) - 1)
+    for tokens in sequences:
+        known: set[Hashable] = set()
+        for end, gram in enumerate(ngrams(tokens, n), start=n - 1):
+            place = bisect_right(edges, end) - 1
+            if 0 <= place < len(total):
+                total[place] += 1
+                seen[place] += gram in known
+            known.add(gram)
+    return [s / t if t else math.nan for s, t in zip(seen, total, strict=True)]
 
 
 def seq_rep_n(sequences: Iterable[Tokens], n: int, *, pad: Hashable | None = None) -> float:

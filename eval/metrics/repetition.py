@@ -3,6 +3,7 @@
 | name | what | home, with definition and source |
 | --- | --- | --- |
 | `rep_n`, `seq_rep_n`, `rep_w`, `rep_r` | repeated n-grams, recent tokens, bigrams | `ngrams` |
+| `rep_n_by_position` | where in a text n-grams repeat | `ngrams` |
 | `diversity`, `uniq` | what is left when nothing repeats; vocabulary | `ngrams` |
 | `rep_s`, `rep_sen`, `sentence_repetition` | repeated lines and sentences | `sentences` |
 | `tr_n`, `tr_s` | repeated structure of code | `code` |
@@ -23,7 +24,7 @@ from linearize.errors import UsageError
 
 from .code import compile_rate, compiles, egp, lexemes, tr_n, tr_s
 from .mauve_score import mauve_score
-from .ngrams import diversity, rep_n, rep_r, rep_w, seq_rep_n, uniq
+from .ngrams import diversity, rep_n, rep_n_by_position, rep_r, rep_w, seq_rep_n, uniq
 from .ranking import aggregate, ranking
 from .self_reinforcement import SelfReinforcement, curves, measure_self_reinforcement
 from .self_reinforcement_released import NextTokens, released_table
@@ -44,6 +45,7 @@ __all__ = [
     "ranking",
     "released_table",
     "rep_n",
+    "rep_n_by_position",
     "rep_r",
     "rep_s",
     "rep_sen",
