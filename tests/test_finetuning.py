@@ -215,3 +215,17 @@ def _stop_after_a_step(settings: FinetuneRecipe, out: Path, number: signal.Signa
             assert process.poll() is None, out.with_suffix(".err").read_text()
             time.sleep(0.01)
         process.send_signal(number)
+
+
+def test_conversions_know_these_objectives_too(settings: FinetuneRecipe, tmp_path: Path) -> None:
+    wanted = recipe.load(
+        "smoke",
+        [
+            *(f"base={settings.base}", f"data.source={settings.data.source}", *SMALL),
+            *(f"out={tmp_path / 'out'}", "training.objective={distill: 1.0, ditto: 1.0}"),
+        ],
+    )
+    done = linearize.convert(wanted)
+    kinds = [{"distill", "ditto"} & r.keys() for r in read(done.path / "metrics.jsonl")]
+    assert {"ditto"} in kinds
+    assert {"distill"} in kinds
