@@ -25,9 +25,10 @@ from linearize.errors import UsageError
 
 from . import languages, vocabulary
 from .fences import Fences
+from .patterns import Run
 from .periods import Periods
 from .rows import Change, RowProcessor
-from .source import Run, Source
+from .source import Source
 
 Mode = Literal["nats", "centred", "signed"]
 LONGEST = 64  # tokens in the longest verbatim period

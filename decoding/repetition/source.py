@@ -16,42 +16,14 @@ from typing import Any
 
 from .grammar import COMPOUND, leaf
 from .languages import find, parser
+from .patterns import MAX_PERIOD, Run, repeats
 from .scanner import Scanner
 
-MAX_PERIOD = 8  # siblings
 WINDOW = 24  # siblings looked back at
 SLACK = 8  # siblings that pile up before some are dropped
 MAX_BYTES = 6_000  # of text that is parsed, roughly
 MAX_DEPTH = 64  # nesting of expressions that signatures tell apart
 _BLANKS = b" \t\r\n\x0b\x0c"
-
-
-@dataclass(frozen=True)
-class Run:
-    """`copies` blocks of `period` statements or elements that are equal in some way.
-
-    - `kind`: in what way. "copy": word for word; "statement": with names, numbers and strings as
-      classes; "shape": with expressions collapsed; "recent": word for word, but not side by side;
-      "element": word for word, between brackets.
-    - `starts`: how the blocks begin: the first terminal of each, as written.
-    - `column`: where a further copy has to begin, in languages where indentation decides.
-    """
-
-    kind: str
-    copies: int
-    period: int
-    starts: frozenset[bytes]
-    column: int | None
-    example: str
-
-    @property
-    def reason(self) -> str:
-        """For people."""
-        what = "element" if self.kind == "element" else "statement"
-        unit = what if self.period == 1 else f"block of {self.period} {what}s"
-        like = {"statement": "same form", "shape": "same shape", "recent": "not side by side"}
-        how = like.get(self.kind, "word for word")
-        return f"{self.copies} copies of one {unit}, {how}: {self.example}"
 
 
 class Source:
@@ -194,7 +166,7 @@ class Source:
                 yield _ElseIfs(innermost, None)
 
     def _column(self, block: Any) -> int:
-        first = block.named_child(0)
+        first = _first(block)
         return self._column_at(first.start_byte) if first is not None else -1
 
     def _column_at(self, start: int) -> int:
@@ -332,38 +304,6 @@ class _Siblings:
         return Run(kind, copies, period, starts, self.column, example)
 
 
-def repeats(marks: list[Any], min_copies: int, longest: int) -> tuple[int, int, int] | None:
-    """The pattern that another mark could repeat: (copies, period, index of its latest run).
-
-    `marks` come the latest first. A pattern is a block of up to `longest` marks that stands
-    `min_copies` times in a row somewhere among them; all its copies count, because a loop that is
-    interrupted now and then is still a loop. None if there is no pattern.
-    """
-    best = None
-    if len(set(marks)) == len(marks):
-        return None
-    for period in range(1, min(longest, len(marks) // min_copies) + 1):
-        same, run = 0, None
-        for at in range(len(marks) - period - 1, -1, -1):
-            same = same + 1 if marks[at] == marks[at + period] else 0
-            if same >= (min_copies - 1) * period:
-                run = at
-        if run is not None:
-            copies = _occurrences(marks, marks[run : run + period])
-            if best is None or copies > best[0]:
-                best = copies, period, run
-    return best
-
-
-def _occurrences(marks: list[Any], block: list[Any]) -> int:
-    found, at = 0, 0
-    while at <= len(marks) - len(block):
-        match = marks[at : at + len(block)] == block
-        found += match
-        at += len(block) if match else 1
-    return found
-
-
 class _ElseIfs(_Siblings):
     """Branches of an if statement at the end of a block, where else-ifs are nested, not listed."""
 
@@ -372,7 +312,7 @@ class _ElseIfs(_Siblings):
         node = _last_before(self.parent, end)
         while node is not None:
             if node.type in ("expression_statement", "else_clause"):  # mere wrappings
-                node = node.named_child(0)
+                node = _first(node)
                 continue
             if node.type not in ("if_statement", "if_expression"):
                 break
@@ -387,6 +327,10 @@ class _ElseIfs(_Siblings):
     def _found(self, source: Source, kind: str, copies: int, period: int, block: list[Any]) -> Run:
         run = super()._found(source, kind, copies, period, block)
         return replace(run, starts=frozenset({b"else"}))
+
+
+def _first(node: Any) -> Any | None:
+    return node.named_child(0) if node.named_child_count else None
 
 
 def _last_before(node: Any, end: int) -> Any | None:
