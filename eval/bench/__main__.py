@@ -1,6 +1,7 @@
 """Speed and memory on this machine, as Markdown tables.
 
-`python -m linearize.eval.bench ops` or `python -m linearize.eval.bench decode [MODEL]`.
+`python -m linearize.eval.bench ops`, `python -m linearize.eval.bench decode [MODEL]` or
+`python -m linearize.eval.bench samplers [MODEL]`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from typing import Any
 
 from linearize import device as devices
 from linearize import pretrained
+from linearize.decoding import REMEDIES
 from linearize.errors import LinearizeError, OutputError
 from linearize.figures import bytes_text
 
-from . import decode, ops, timing
+from . import decode, ops, samplers, timing
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,13 +30,25 @@ def main(arguments: list[str] | None = None) -> int:
         if options.bench == "ops":
             records = ops.run(device, lengths=options.lengths, seconds=options.seconds)
             title, columns, rows = "ops", _OPS, _op_rows
-        else:
-            path = pretrained.locate(options.model)
-            stored = pretrained.stored_dtype(path, pretrained.read_config(path))
-            dtype = devices.dtype("auto", stored, device)
-            teacher = pretrained.load(path, dtype=dtype, device=device)
-            records = decode.run(teacher, contexts=options.contexts, seconds=options.seconds)
+        elif options.bench == "decode":
+            model, _ = _load(options.model, device)
+            records = decode.run(model, contexts=options.contexts, seconds=options.seconds)
             title, columns, rows = f"decoding with {options.model}", _DECODE, _decode_rows
+        else:
+            model, tokenizer = _load(options.model or pretrained.EMBEDDED, device)
+            if options.model is None:  # its tokenizer reads code; its size is nobody's
+                model = samplers.small_llama().to(device)
+            records = samplers.run(
+                model,
+                tokenizer,
+                batches=options.batches,
+                context=options.context,
+                tokens=options.tokens,
+                rounds=options.rounds,
+                names=options.remedies,
+            )
+            title = f"remedies with {options.model or '135M parameters'}"
+            columns, rows = _SAMPLERS, _sampler_rows
         machine = timing.machine(device)
         print(f"{title}; " + ", ".join(f"{name} {value}" for name, value in machine.items()) + "\n")
         print(_line(columns), _line(["---:"] * len(columns)), sep="\n")
@@ -51,6 +65,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _load(name: str, device: Any) -> tuple[Any, Any]:
+    path = pretrained.locate(name)
+    stored = pretrained.stored_dtype(path, pretrained.read_config(path))
+    dtype = devices.dtype("auto", stored, device)
+    return pretrained.load(path, dtype=dtype, device=device), pretrained.tokenizer(path)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m linearize.eval.bench", description=__doc__)
     benches = parser.add_subparsers(dest="bench", required=True)
@@ -63,6 +84,15 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("model", nargs="?", default=pretrained.EMBEDDED)
         sub.add_argument(f"--{what}", type=int, nargs="+", default=default, metavar="TOKENS")
         sub.add_argument("--seconds", type=float, default=1.0, help="per case, at least [1]")
+    about = "remedies against repetition, against greedy decoding"
+    sub = benches.add_parser("samplers", help=about, description=about)
+    sub.add_argument("model", nargs="?", help="default: 135M random parameters")
+    sub.add_argument("--batches", type=int, nargs="+", default=samplers.BATCHES, metavar="ROWS")
+    sub.add_argument("--remedies", nargs="+", choices=REMEDIES, metavar="NAME", help="[all]")
+    for name, default in (("context", samplers.CONTEXT), ("tokens", samplers.TOKENS)):
+        sub.add_argument(f"--{name}", type=int, default=default, help=f"[{default}]")
+    sub.add_argument("--rounds", type=int, default=3, help="medians over so many [3]")
+    for sub in benches.choices.values():
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda, mps [auto]")
         sub.add_argument("--json", type=Path, metavar="FILE", help="also write every number here")
     return parser
@@ -78,6 +108,16 @@ _DECODE = (
     "converted prefill ms",
     "teacher cache",
     "converted cache",
+)
+_SAMPLERS = (
+    "text",
+    "rows",
+    "way",
+    "ms per step",
+    "tokens/s",
+    "of greedy",
+    "by CPU time",
+    "ms to first token",
 )
 
 
@@ -105,6 +145,22 @@ def _decode_rows(record: dict[str, Any]) -> Iterator[list[str]]:
         *(f"{1e3 * value:.1f}" for value in prefill.values()),
         *(bytes_text(value) for value in cache.values()),
     ]
+
+
+def _sampler_rows(record: dict[str, Any]) -> Iterator[list[str]]:
+    reference = record["seconds"][samplers.REFERENCE]
+    cpu = record["cpu_seconds"]
+    for way, seconds in record["seconds"].items():
+        yield [
+            record["text"],
+            str(record["batch"]),
+            way,
+            f"{1e3 * seconds:.2f}",
+            f"{record['batch'] / seconds:.1f}",
+            f"{reference / seconds:.2f}",
+            f"{cpu[samplers.REFERENCE] / cpu[way]:.2f}",
+            f"{1e3 * record['start_seconds'][way]:.0f}",
+        ]
 
 
 def _line(cells: Iterable[str]) -> str:

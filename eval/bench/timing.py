@@ -42,14 +42,15 @@ def compare(
 
 
 def _once(way: Callable[[], Any]) -> float:
-    _wait()
+    wait()
     start = time.perf_counter()
     way()
-    _wait()
+    wait()
     return time.perf_counter() - start
 
 
-def _wait() -> None:
+def wait() -> None:
+    """Until the device has done what it was given."""
     if torch.accelerator.is_available():  # kernels run on after the call has returned
         torch.accelerator.synchronize()
 

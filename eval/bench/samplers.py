@@ -1,0 +1,182 @@
+"""What remedies cost: tokens/s of each relative to greedy decoding, in one run.
+
+- Every way continues the same code. What it would choose is overruled by the next token of a real
+  file, so that all do the same work and grammars see code, whatever the weights are.
+- The cache holds random keys and values for the context: speed does not depend on them.
+- Counted from the first new token to the last: neither prefill nor what a remedy does to a prompt
+  once (`start_seconds`, in which reading the prompt is included for all).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from linearize.decoding import remedies
+
+from .timing import wait
+
+REFERENCE = "greedy"
+CONTEXT, TOKENS, BATCHES = 2048, 96, (1, 8)
+# Modules of Python's standard library whose source is decoded, one per row.
+SOURCES = ("argparse", "ast", "calendar", "csv", "datetime", "difflib", "inspect", "tarfile")
+
+
+def small_llama() -> Any:
+    """A Llama of 135 million random parameters in float32, shaped as SmolLM-135M."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49_152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def run(
+    model: Any,
+    tokenizer: Any,
+    *,
+    batches: Sequence[int] = BATCHES,
+    context: int = CONTEXT,
+    tokens: int = TOKENS,
+    rounds: int = 3,
+    names: Sequence[str] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """One record per text and batch size.
+
+    `text` ("file": as it stands; "loop": ten lines again and again), `batch`, `context`, `tokens`;
+    `seconds` and `cpu_seconds` per step and `start_seconds` (up to the first new token), for greedy
+    and every remedy: medians over rounds in which all take turns. `cpu_seconds` is the processor
+    time of the process, which other programs on a busy machine disturb less.
+
+    - `names`: remedies; None for all. Those for code are told that it is Python.
+    """
+    chosen = list(remedies.REMEDIES if names is None else names)
+    with torch.inference_mode():
+        for text in ("file", "loop"):
+            for batch in batches:
+                rows = _rows(tokenizer, batch, context + tokens, loop=text == "loop")
+                ways = {REFERENCE: {}, **{name: {name: _options(name)} for name in chosen}}
+                yield {
+                    "text": text,
+                    "batch": batch,
+                    "context": context,
+                    "tokens": tokens,
+                    **_compare(model, tokenizer, rows, context, ways, rounds),
+                }
+
+
+def _options(name: str) -> dict[str, Any]:
+    return {"language": "python"} if "language" in remedies.options_of(name) else {}
+
+
+def _rows(tokenizer: Any, batch: int, length: int, *, loop: bool) -> Tensor:
+    """Token ids `[batch, length]` of Python code; with `loop` the second half repeats ten lines."""
+    rows = []
+    for index in range(batch):
+        file = Path(importlib.util.find_spec(SOURCES[index % len(SOURCES)]).origin)
+        text = file.read_text(encoding="utf-8")[1000 * (index // len(SOURCES)) :]
+        ids = tokenizer(text[: 16 * length], verbose=False).input_ids
+        if loop:
+            lines = tokenizer.decode(ids[: length // 2]).splitlines(keepends=True)[:-1]
+            ids = tokenizer("".join(lines) + "".join(lines[-10:]) * length, verbose=False).input_ids
+        rows.append(ids[:length])
+    return torch.tensor(rows)
+
+
+def _compare(
+    model: Any,
+    tokenizer: Any,
+    rows: Tensor,
+    context: int,
+    ways: Mapping[str, Mapping[str, Any]],
+    rounds: int,
+) -> dict[str, dict[str, float]]:
+    cache = _filled(model, len(rows), context - 1)
+    found: dict[str, dict[str, list[float]]] = {
+        kind: {name: [] for name in ways} for kind in ("seconds", "cpu_seconds", "start_seconds")
+    }
+    for _ in range(rounds):
+        for name, way in ways.items():
+            if grown := cache.get_seq_length() - (context - 1):
+                cache.crop(-grown)
+            clock = _Clock()
+            processors = remedies.make(way, tokenizer, prompt_length=context)
+            processors.append(_Forced(rows))
+            wait()
+            began = time.perf_counter()
+            model.generate(
+                input_ids=rows[:, :context].to(model.device),
+                attention_mask=torch.ones_like(rows[:, :context]).to(model.device),
+                past_key_values=cache,
+                max_new_tokens=rows.shape[1] - context,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+                logits_processor=processors,
+                stopping_criteria=StoppingCriteriaList([clock]),
+            )
+            found["start_seconds"][name].append(clock.wall[0] - began)
+            for kind, times in (("seconds", clock.wall), ("cpu_seconds", clock.cpu)):
+                found[kind][name].append((times[-1] - times[0]) / (len(times) - 1))
+    return {
+        kind: {name: statistics.median(values) for name, values in some.items()}
+        for kind, some in found.items()
+    }
+
+
+def _filled(model: Any, batch: int, length: int) -> DynamicCache:
+    """A cache of `length` positions with random keys and values."""
+    config = model.config
+    shape = (batch, config.num_key_value_heads, length, config.head_dim)
+    cache = DynamicCache(config=config)
+    for layer in range(config.num_hidden_layers):
+        pair = (torch.randn(shape, device=model.device, dtype=model.dtype) for _ in range(2))
+        cache.update(*pair, layer)
+    return cache
+
+
+class _Forced(LogitsProcessor):
+    """The next token of `rows` [B, T], whatever was wanted."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        token = self.rows[:, input_ids.shape[1], None].to(scores.device)
+        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+
+
+class _Clock(StoppingCriteria):
+    """Notes when each step ended; stops nothing."""
+
+    def __init__(self) -> None:
+        self.wall: list[float] = []
+        self.cpu: list[float] = []
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        wait()
+        self.wall.append(time.perf_counter())
+        self.cpu.append(time.process_time())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
