@@ -1,15 +1,15 @@
-"""Makes converted checkpoints known to transformers after `import linearize`, at no cost before.
+"""Makes our checkpoints known to transformers after `import linearize`, at no cost before.
 
-The converted classes derive from transformers' model classes, which import torch. So nothing is
+The model classes derive from transformers' model classes, which import torch. So nothing is
 imported here: a finder waits until somebody imports transformers' `AutoConfig` and then registers
-stand-ins, which fetch the real classes when a converted config is first read.
+stand-ins, which fetch the real classes when such a config is first read.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -17,7 +17,8 @@ from types import ModuleType
 from typing import Any
 
 _AUTO = "transformers.models.auto.configuration_auto"
-_MODELING = "linearize.liger.modeling"
+_LIGER = "linearize.liger.modeling"
+_RAVEN = "linearize.recurrent_depth.model"
 
 
 class _RegisterAfter(MetaPathFinder, Loader):
@@ -54,17 +55,19 @@ def when_transformers_loads() -> None:
 def _register(auto: ModuleType) -> None:
     from .liger import bases
 
-    for base in bases.BASES:
-        name = bases.PREFIX + base
+    homes = {bases.PREFIX + base: lambda b=base: _real(_LIGER).CONFIGS[b] for base in bases.BASES}
+    homes["huginn_raven"] = lambda: _real(_RAVEN).RavenConfig
+    for name, real in homes.items():
         if name not in auto.CONFIG_MAPPING:
-            auto.AutoConfig.register(name, _stand_in(base))
+            auto.AutoConfig.register(name, _stand_in(real))
 
 
-def _stand_in(base: str) -> type:
+def _real(module: str) -> ModuleType:
+    return importlib.import_module(module)
+
+
+def _stand_in(real: Callable[[], type]) -> type:
     """What `AutoConfig` finds until the real class takes its place, on first use."""
-
-    def real() -> type:
-        return importlib.import_module(_MODELING).CONFIGS[base]
 
     class StandIn:
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:

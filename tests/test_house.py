@@ -13,7 +13,7 @@ FLOORS = {"linearize": 0, "decoding": 1, "eval": 2, "cli": 3}
 # Inside linearize/: a room may import itself and what stands before it.
 ROOMS = [
     {"errors", "ops", "_version"},
-    {"liger"},
+    {"liger", "recurrent_depth"},
     {"recipe"},
     {"training", "device", "output"},
     {"card", "checks", "conversion", "converted", "figures", "finetuning", "job"}
@@ -22,7 +22,7 @@ ROOMS = [
 ]
 SIGHT_OF_RECIPE = {"errors", "liger.spec"}
 # `decoding` works with any model: of linearize it may use these.
-SIGHT_OF_DECODING = {"errors", "liger.state", "decoding"}
+SIGHT_OF_DECODING = {"errors", "liger.state", "recurrent_depth.interface", "decoding"}
 
 
 def modules() -> Iterator[tuple[str, str, Path]]:

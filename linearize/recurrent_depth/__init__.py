@@ -1,0 +1,1 @@
+"""Recurrence over depth: looped models, their cache, and the interface that samplers use."""
