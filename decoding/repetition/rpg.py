@@ -147,6 +147,7 @@ class RPG(RowProcessor[_State]):
             lowered.pop(token, None)
         if lowered:
             yield from self._lower(lowered, scores)
+        yield from self._closing(state, runs, scores)
         excess = self._excess(state, runs)
         if excess:
             gain = self.eos_boost * self.strength * excess
@@ -181,13 +182,16 @@ class RPG(RowProcessor[_State]):
         source = state.source
         if source is None:
             return []
+        lines = source.lines.runs(min_copies=self.min_copies)
         boundary = source.scanner.at_boundary
+        if source.scanner.inside is not None:
+            return lines
         if not boundary and not (self.vocabulary.joins_lines and state.hot):
             return []
         found = source.runs(min_copies=self.min_copies, newline=not boundary)
         if boundary:
             state.hot = bool(found)
-            found += source.recent(min_copies=max(2, self.min_copies - 1))
+            found += source.recent(min_copies=max(2, self.min_copies - 1)) + lines
         return [run for run in found if self._count(run) > 0]
 
     def _count(self, run: Run) -> int:
@@ -209,9 +213,20 @@ class RPG(RowProcessor[_State]):
                 return min(excess, self.max_count)
         return min(looped // 8, self.max_count) if looped >= RUNAWAY else 0
 
+    def _closing(self, state: _State, runs: list[Run], scores: Tensor) -> Iterator[Change]:
+        """What ends an open string gains where its lines repeat."""
+        inside = state.source and state.source.scanner.inside
+        if not runs or inside in (None, b"\n") or not self.eos_boost:
+            return
+        tokens = self.vocabulary.starting(inside, None, None)
+        gain = self.eos_boost * self.strength * sum(self._count(run) for run in runs)
+        logits = scores[tokens.to(scores.device)] + gain
+        yield Change(tokens, logits, "a string that repeats itself could end here")
+
     def _openers(self, source: Source, run: Run) -> Iterator[list[int]]:
         """Tokens with which another copy could begin at the cursor."""
-        width = None if source.scanner.at_boundary else -1
+        free = run.kind == "line" or source.scanner.at_boundary
+        width = None if free else -1
         if width is None and run.column is not None:
             width = run.column - len(source.blanks.rpartition(b"\n")[2])
         for word in run.starts:

@@ -17,6 +17,7 @@ from typing import Any
 from .grammar import COMPOUND, leaf
 from .languages import find, parser
 from .patterns import MAX_PERIOD, Run, repeats
+from .lines import Lines
 from .scanner import Scanner
 
 WINDOW = 24  # siblings looked back at
@@ -48,7 +49,10 @@ class Source:
         self._closed = 0  # bytes that were appended to close it
         self._known: dict[tuple[int, int, str, str], int] = {}  # signatures of settled nodes
         self._asked: tuple[Any, list[Run]] = (None, [])  # the last question, and the answer
-        self.append(text)
+        self.lines = Lines(self.scanner)
+        self.text += text
+        self.lines.append(text[:count_from], count=False)
+        self.lines.append(text[count_from:])
 
     def fork(self) -> Source:
         """An independent copy."""
@@ -56,6 +60,7 @@ class Source:
         copy.__dict__.update(self.__dict__)
         copy.text = bytearray(self.text)
         copy.scanner = self.scanner.fork()
+        copy.lines = self.lines.fork(copy.scanner)
         copy._tree = self._tree and self._tree.copy()
         copy._known = dict(self._known)
         return copy
@@ -63,7 +68,7 @@ class Source:
     def append(self, data: bytes) -> None:
         """The text goes on."""
         self.text += data
-        self.scanner.feed(data)
+        self.lines.append(data)
 
     @property
     def end(self) -> int:
