@@ -10,12 +10,22 @@ from typing import Any
 from . import _options as options
 from ._print import emit, facts, results_only
 
+LANGUAGES = ("python", "go", "java", "javascript", "typescript", "c", "cpp", "rust")
 # Optional package -> what it gives, and the command that installs it.
 OPTIONAL = {
     "matplotlib": ("plots in the report", 'pip install "linearize[plots]"'),
     "datasets": ("data sets from the hub as --data", 'pip install "linearize[data]"'),
     "pyarrow": ("parquet files as --data", 'pip install "linearize[parquet]"'),
     "tensorboard": ("training curves in TensorBoard", 'pip install "linearize[track]"'),
+    **{
+        f"tree-sitter-{language}": (
+            f"the grammar of {language} (rpg, metrics of code)",
+            f'pip install "linearize[rpg-{language}]"',
+        )
+        for language in LANGUAGES
+    },
+    "parso": ("RPG's metrics as released", 'pip install "linearize[metrics]"'),
+    "mauve-text": ("MAUVE", 'pip install "linearize[metrics]"'),
     "lm-eval": ("benchmarks of the evaluation harness", 'pip install "linearize[eval]"'),
     "flash-linear-attention": (
         "Triton kernels for the recurrence (CUDA)",

@@ -165,3 +165,13 @@ def test_without_parso_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "parso.python.tokenize", None)
     with pytest.raises(InputError, match=r'pip install "linearize\[metrics\]"'):
         lexemes("x")
+
+
+def test_pooled_counts_statements_and_not_texts():
+    once, often = "a = f(1)\n", "b = 1\n" * 8
+    assert tr_s([once, often]) == (0 + 7 / 8) / 2
+    assert tr_s([once, often], pooled=True) == 7 / 9
+    assert tr_s([often], pooled=True) == tr_s([often])
+    # b = 1 b = 1 ...: 8 * 3 elements, 3 distinct n-grams and the three that wrap around.
+    assert tr_n([often, "x = y + 1"], n=3, pooled=True) == (22 - 3) / (22 + 3)
+    assert tr_s([], pooled=True) == 0

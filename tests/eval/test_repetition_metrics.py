@@ -12,6 +12,7 @@ from linearize.eval.metrics.ngrams import (
     diversity,
     ngrams,
     rep_n,
+    rep_n_by_position,
     rep_r,
     rep_w,
     repeated,
@@ -211,3 +212,12 @@ def test_the_summary_of_loops_of_nothing_and_of_a_plain_text():
 def test_a_mistake_is_named(call, says):
     with pytest.raises(UsageError, match=says):
         call()
+
+
+def test_ngrams_repeat_where_they_end():
+    found = rep_n_by_position(["abcabcab", "xy"], 2, [0, 3, 6, 8, 9])
+    # ab bc | ca ab bc | ca ab; xy ends at 1.
+    assert found[:3] == [0, 2 / 3, 1]
+    assert math.isnan(found[3])
+    whole = rep_n_by_position(["abcabcab", "xy"], 2, [0, 8])
+    assert whole == [rep_n(["abcabcab", "xy"], 2)]
