@@ -205,6 +205,14 @@ Explain = Annotated[
 
 # Machine
 
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="Run these layers in this order, from 0, such as 0-3,5,5,6-11; see `linearize paths`.",
+        rich_help_panel=options.MACHINE,
+    ),
+]
 Tokenizer = Annotated[
     str | None,
     typer.Option(

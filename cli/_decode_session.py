@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,13 +19,14 @@ _DTYPES = ("auto", "float32", "bfloat16", "float16")
 class Session:
     """`about` says which model this is: its name, dtype and device.
 
-    With `as_json` stdout is kept for JSON while models run.
+    With `as_json` stdout is kept for JSON while models run. `path`: the layers to run, None = all.
     """
 
     model: Any
     tokenizer: Any
     about: dict[str, Any]
     as_json: bool
+    path: list[int] | None = None
 
     def run(
         self,
@@ -37,8 +39,10 @@ class Session:
     ) -> list[Any]:
         """`generate` with these settings."""
         from linearize.decoding import generate
+        from linearize.decoding.layer_paths import layer_path
 
-        with results_only(self.as_json):
+        path = nullcontext() if self.path is None else layer_path(self.model, self.path)
+        with results_only(self.as_json), path:
             return generate(
                 self.model,
                 self.tokenizer,
@@ -108,15 +112,19 @@ def load(
     trust_remote_code: bool,
     runs: Mapping[str, Settings],
     as_json: bool,
+    layers: str | None = None,
 ) -> Session:
-    """Find and load; what is wrong with `runs` is said before the weights are read."""
+    """Find and load; what is wrong with `runs` is said before the weights are read.
+
+    - `layers`: the path of layers to run, see `linearize.decoding.layer_paths.parse`.
+    """
     if dtype not in _DTYPES:
         raise UsageError(f"--dtype {dtype} is not known{suggest(dtype, _DTYPES)}")
 
     import linearize
     from linearize import device as devices
     from linearize import pretrained
-    from linearize.decoding import remedies
+    from linearize.decoding import layer_paths, remedies
 
     quiet_libraries()
     where = devices.pick(device)
@@ -130,7 +138,11 @@ def load(
     about = {"model": model, "dtype": str(net.dtype).removeprefix("torch."), "device": str(where)}
     if tokenizer:
         about["tokenizer"] = tokenizer
-    return Session(net, words, about, as_json)
+    path = None
+    if layers is not None:
+        path = layer_paths.parse(layers, layer_paths.layer_count(net))
+        about["layers"] = layer_paths.written(path)
+    return Session(net, words, about, as_json, path)
 
 
 def versions() -> dict[str, str]:

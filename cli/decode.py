@@ -61,6 +61,7 @@ def decode(
     option: flags.Option = None,
     compare: flags.Compare = None,
     explain: flags.Explain = False,
+    layers: flags.Layers = None,
     tokenizer: flags.Tokenizer = None,
     device: flags.Device = "auto",
     dtype: flags.Dtype = "auto",
@@ -126,6 +127,7 @@ def decode(
         trust_remote_code=trust_remote_code,
         runs=runs,
         as_json=json,
+        layers=layers,
     )
     if source == "jsonl":
         from ._decode_jsonl import Batches
