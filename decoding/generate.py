@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -47,6 +47,7 @@ class Generation:
     - `finish_reason`: "stop" (a stop string), "eos" (an end-of-text token), "length", or "nan":
       the logits of the next token were NaN or infinite; what came before is kept.
     - `seconds`: from the start of its batch to its last token, prefill included.
+    - `stats`: what a sampler that runs its own loop counted, such as `core_passes`; else empty.
     """
 
     prompt: int
@@ -55,6 +56,7 @@ class Generation:
     ids: list[int]
     finish_reason: Literal["stop", "eos", "length", "nan"]
     seconds: float
+    stats: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tokens_per_second(self) -> float:
@@ -114,6 +116,7 @@ def generate(
         raise UsageError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one, or one each")
     chosen = sampling.make(sampler, **options)
     chosen.check_returns(num_return)
+    sampling.check_model(sampler, model)
     encoded = _encode(model, tokenizer, prompts, max_new_tokens, truncate)
 
     run = _Run(
@@ -147,7 +150,9 @@ def generate(
     finally:
         model.train(training)
     return [
-        Generation(index, len(ids), row.text, row.ids, row.finish or "length", row.seconds)
+        Generation(
+            index, len(ids), row.text, row.ids, row.finish or "length", row.seconds, row.stats
+        )
         for job, (index, ids, _) in enumerate(jobs)
         for row in done[job]
     ]
@@ -193,6 +198,7 @@ class _Run:
                 self.on_penalty(jobs[job][0], own)
 
         arguments = {**_NEUTRAL, **self.sampler.arguments([seed for *_, seed in jobs])}
+        loop = arguments.get("custom_generate")
         processors = LogitsProcessorList([Finite(found)])
         if self.remedies:
             processors += remedy.make(
@@ -223,6 +229,8 @@ class _Run:
         if beams > 1:
             self._read(watch, found_ids[:, length:].tolist(), broken)
         watch.close()
+        for some, stats in zip(rows, getattr(loop, "stats", ()), strict=False):
+            some[0].stats = stats
         return rows
 
     def _continuation(self, prompt: list[int]) -> Continuation:

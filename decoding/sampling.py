@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ from transformers import (
 )
 
 from linearize.errors import UsageError, suggest
+from linearize.recurrent_depth.interface import is_looped
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,19 @@ def sample(
             f"temperature={temperature:g} is not above 0; "
             "for the most likely token every time choose the sampler 'greedy'"
         )
+    cuts = warpers(temperature, top_k, top_p, min_p, typical)
+    return Sampler(
+        lambda seeds: {"logits_processor": LogitsProcessorList([_Draw(cuts, seeds)])}, draws=True
+    )
+
+
+def warpers(
+    temperature: float, top_k: int, top_p: float, min_p: float, typical: float
+) -> LogitsProcessorList:
+    """What the options of `sample` do to the logits before a token is drawn; they read no ids.
+
+    Raises `UsageError` for a value out of range, and for cuts at temperature 0 (nothing is drawn).
+    """
     if top_k < 0:
         raise UsageError(f"top_k={top_k} is negative; 0 keeps all tokens")
     if not 0 < top_p <= 1:
@@ -97,20 +112,25 @@ def sample(
         raise UsageError(f"min_p={min_p:g} is outside [0, 1); 0 keeps all tokens")
     if not 0 < typical <= 1:
         raise UsageError(f"typical={typical:g} is outside (0, 1]; 1 keeps all tokens")
-    warpers = LogitsProcessorList()
+    cut = top_k or top_p < 1 or min_p or typical < 1
+    if not temperature:
+        if cut:
+            raise UsageError("nothing is drawn at temperature 0, so nothing is cut: raise it")
+        return LogitsProcessorList()
+    if not 0 < temperature < math.inf:
+        raise UsageError(f"temperature={temperature:g} is not a number from 0 up")
+    made = LogitsProcessorList()
     if temperature != 1:
-        warpers.append(TemperatureLogitsWarper(float(temperature)))
+        made.append(TemperatureLogitsWarper(float(temperature)))
     if top_k:
-        warpers.append(TopKLogitsWarper(top_k))
+        made.append(TopKLogitsWarper(top_k))
     if top_p < 1:
-        warpers.append(TopPLogitsWarper(float(top_p)))
+        made.append(TopPLogitsWarper(float(top_p)))
     if min_p:
-        warpers.append(MinPLogitsWarper(float(min_p)))
+        made.append(MinPLogitsWarper(float(min_p)))
     if typical < 1:
-        warpers.append(TypicalLogitsWarper(float(typical)))
-    return Sampler(
-        lambda seeds: {"logits_processor": LogitsProcessorList([_Draw(warpers, seeds)])}, draws=True
-    )
+        made.append(TypicalLogitsWarper(float(typical)))
+    return made
 
 
 def beam(
@@ -138,6 +158,17 @@ def beam(
 
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {"greedy": greedy, "sample": sample, "beam": beam}
+LOOPED: set[str] = set()  # those that fit looped models only; see recurrent_depth/
+
+
+def check_model(name: str, model: Any) -> None:
+    """Raises `UsageError`, naming samplers that fit, if the one called `name` does not."""
+    if name in LOOPED and not is_looped(model):
+        others = ", ".join(n for n in SAMPLERS if n not in LOOPED)
+        raise UsageError(
+            f"the sampler '{name}' runs the recurrences of a looped model, and "
+            f"{type(model).__name__} is not one; samplers that fit it: {others}"
+        )
 
 
 def make(name: str, **options: Any) -> Sampler:

@@ -35,6 +35,7 @@ class Continuation:
         self.text = ""
         self.finish: str | None = None
         self.seconds = 0.0
+        self.stats: dict[str, Any] = {}
         self._tokenizer, self._stop, self._eos = tokenizer, stop, eos
         self._tail = list(prompt[-TAIL:])
         self._read = len(self._tail)

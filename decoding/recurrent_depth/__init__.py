@@ -1,0 +1,1 @@
+"""Samplers for looped models: whole loops instead of one choice per token."""
