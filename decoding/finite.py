@@ -23,6 +23,10 @@ class Finite(LogitsProcessor):
     def __init__(self, found: Callable[[int, int], None]) -> None:
         self.found = found
 
+    def for_row(self, row: int) -> Finite:
+        """One for a batch that holds this row alone."""
+        return Finite(lambda _, ids: self.found(row, ids))
+
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`input_ids` int64 `[B, T]`, `scores` `[B, V]`; returns `scores` or a changed copy."""
         broken = ~scores.amax(-1).isfinite()  # the largest of a row with NaN is NaN

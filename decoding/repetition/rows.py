@@ -13,8 +13,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -108,6 +109,14 @@ class RowProcessor(LogitsProcessor, Generic[State]):
         self._ids: Tensor | None = None
         self._prompt = 0
         self._states: list[State] = []
+
+    def for_row(self, row: int) -> Self:
+        """One for a batch that holds this row alone, with the same settings and no rows yet."""
+        single = copy(self)
+        single.reset()
+        if (told := self.on_penalty) is not None:
+            single.on_penalty = lambda penalty: told(replace(penalty, row=row))
+        return single
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`input_ids` int64 `[B, T]`, `scores` `[B, V]`; returns `scores` or a changed copy."""

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from ..errors import UsageError
 
+MAX_RECURRENCES = 4096
+
 
 @dataclass(frozen=True)
 class LoopFacts:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from .interface import MAX_RECURRENCES
 
-MAX_RECURRENCES = 4096
 NumSteps = int | Tensor | tuple[int, int]
 
 
