@@ -1,4 +1,4 @@
-"""Lines of strings and comments in code: repetition that a grammar does not see."""
+"""Lines of strings, comments and brackets: repetition where the grammar has no statements."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Lines:
         self.scanner = scanner
         self._comment = scanner.language.line_comment
         self._line = b""  # what there is of the last one
-        self._in_text = False  # it began in a string or comment
+        self._in_text = False  # it began in a string, comment or bracket
         self._recent: deque[bytes | None] = deque(maxlen=WINDOW)  # None for code
 
     def fork(self, scanner: Scanner) -> Lines:
@@ -37,13 +37,20 @@ class Lines:
             if part.endswith(b"\n"):
                 line = b" ".join(self._line.split())
                 if line and count:
-                    prose = self._in_text or line.startswith(self._comment)
-                    self._recent.append(line if prose else None)
-                self._line, self._in_text = b"", self.scanner.inside is not None
+                    # A line of mere brackets says nothing.
+                    prose = self._in_text and re.search(rb"\w", line)
+                    self._recent.append(line if prose or line.startswith(self._comment) else None)
+                self._line, self._in_text = b"", self._inside()
+
+    def _inside(self) -> bool:
+        """In a string, a comment, or a bracket that holds no statements."""
+        scanner = self.scanner
+        braces = b"" if scanner.language.indented else b"}"
+        return scanner.inside is not None or scanner.closers[-1:] not in ([], [braces])
 
     def runs(self, *, min_copies: int) -> list[Run]:
-        """Lines that stand at least `min_copies` times among the last ones, if a line of a string
-        or comment could begin at the cursor.
+        """Lines that stand at least `min_copies` times among the last ones, if a line
+        could begin at the cursor.
         """
         if self._line.strip():
             return []

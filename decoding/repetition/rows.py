@@ -118,6 +118,13 @@ class RowProcessor(LogitsProcessor, Generic[State]):
             single.on_penalty = lambda penalty: told(replace(penalty, row=row))
         return single
 
+    def ahead(self) -> Self:
+        """A copy that may run ahead and tells nobody, while this one stays where it is."""
+        branch = copy(self)
+        branch._states = [self.fork(state) for state in self._states]
+        branch.on_penalty = None
+        return branch
+
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`input_ids` int64 `[B, T]`, `scores` `[B, V]`; returns `scores` or a changed copy."""
         self._follow(input_ids)
@@ -140,8 +147,18 @@ class RowProcessor(LogitsProcessor, Generic[State]):
         if step and len(ids) == len(old) and torch.equal(ids[:, :-1], old):
             for state, token in zip(self._states, ids[:, -1].tolist(), strict=True):
                 self.extend(state, token)
+        elif self._grown(ids, old):
+            for state, tokens in zip(self._states, ids[:, old.shape[1] :].tolist(), strict=True):
+                for token in tokens:
+                    self.extend(state, token)
         elif not (step and self._reordered(ids, old)):
             self._restart(ids, old)
+
+    def _grown(self, ids: Tensor, old: Tensor | None) -> bool:
+        """Whether every row is its old self and more, with new tokens known to be no prompt."""
+        if old is None or self.prompt_length is None or self._prompt != self.prompt_length:
+            return False
+        return len(ids) == len(old) and torch.equal(ids[:, : old.shape[1]], old)
 
     def _reordered(self, ids: Tensor, old: Tensor) -> bool:
         """States of rows that each extend some old row by one token; False if one does not."""

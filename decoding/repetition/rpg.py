@@ -143,16 +143,15 @@ class RPG(RowProcessor[_State]):
         for run in runs:
             for tokens in self._openers(state.source, run):
                 self._note(lowered, tokens, self._count(run), run.reason)
-        for token in self.eos.tolist():
+        gains = list(self._gains(state, runs))
+        for token in [*self.eos.tolist(), *(t for tokens, *_ in gains for t in tokens.tolist())]:
             lowered.pop(token, None)
         if lowered:
             yield from self._lower(lowered, scores)
-        yield from self._closing(state, runs, scores)
-        excess = self._excess(state, runs)
-        if excess:
-            gain = self.eos_boost * self.strength * excess
-            logits = scores[self.eos.to(scores.device)] + gain
-            yield Change(self.eos, logits, "a text that repeats itself could end here")
+        for tokens, copies, reason in gains:
+            tokens = tokens[tokens < len(scores)]
+            gain = self.eos_boost * self.strength * copies
+            yield Change(tokens, scores[tokens.to(scores.device)] + gain, reason)
 
     def _catch_up(self, state: _State) -> None:
         for token in state.pending:
@@ -202,26 +201,26 @@ class RPG(RowProcessor[_State]):
             least = max(2, least - 1)
         return min(run.copies - least + 1, self.max_count)
 
-    def _excess(self, state: _State, runs: list[Run]) -> float:
-        """Penalised copies for which the end of the text gains; 0 where it must not end."""
-        source, looped = state.source, state.periods.looped
-        if not self.eos_boost or not len(self.eos):
-            return 0
-        if source is not None and source.scanner.at_boundary:
-            excess = sum(self._count(run) for run in runs) + looped // 4
-            if excess and source.complete():
-                return min(excess, self.max_count)
-        return min(looped // 8, self.max_count) if looped >= RUNAWAY else 0
-
-    def _closing(self, state: _State, runs: list[Run], scores: Tensor) -> Iterator[Change]:
-        """What ends an open string gains where its lines repeat."""
-        inside = state.source and state.source.scanner.inside
-        if not runs or inside in (None, b"\n") or not self.eos_boost:
+    def _gains(self, state: _State, runs: list[Run]) -> Iterator[tuple[Tensor, float, str]]:
+        """Tokens that end what repeats itself, and for how many copies they gain."""
+        if not self.eos_boost:
             return
-        tokens = self.vocabulary.starting(inside, None, None)
-        gain = self.eos_boost * self.strength * sum(self._count(run) for run in runs)
-        logits = scores[tokens.to(scores.device)] + gain
-        yield Change(tokens, logits, "a string that repeats itself could end here")
+        scanner = state.source and state.source.scanner
+        excess = sum(self._count(run) for run in runs)
+        if scanner and excess and scanner.inside not in (None, b"\n"):
+            closing = self.vocabulary.starting(scanner.inside, None, None)
+            yield closing, min(excess, self.max_count), "a string that repeats itself could end"
+        looped = state.periods.looped
+        if scanner and scanner.inside is None and scanner.at_boundary:
+            excess += looped // 4
+            if not (excess and state.source.complete()):
+                excess = 0
+        else:
+            excess = 0
+        if not excess and looped >= RUNAWAY:
+            excess = looped // 8
+        if excess and len(self.eos):
+            yield self.eos, min(excess, self.max_count), "a text that repeats itself could end here"
 
     def _openers(self, source: Source, run: Run) -> Iterator[list[int]]:
         """Tokens with which another copy could begin at the cursor."""

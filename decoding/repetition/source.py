@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -16,14 +17,15 @@ from typing import Any
 
 from .grammar import COMPOUND, leaf
 from .languages import find, parser
-from .patterns import MAX_PERIOD, Run, repeats
 from .lines import Lines
+from .patterns import MAX_PERIOD, Run, repeats
 from .scanner import Scanner
 
 WINDOW = 24  # siblings looked back at
 SLACK = 8  # siblings that pile up before some are dropped
 MAX_BYTES = 6_000  # of text that is parsed, roughly
 MAX_DEPTH = 64  # nesting of expressions that signatures tell apart
+_JUMP = re.compile(r"(return|break|continue|pass|raise|throw)_statement$")
 _BLANKS = b" \t\r\n\x0b\x0c"
 
 
@@ -189,11 +191,15 @@ class Source:
         alike: dict[bytes, list[Any]] = {}
         for node in islice(self._statements(end), window):
             alike.setdefault(self.literal(node), []).append(node)
-        return [
-            Run("recent", len(nodes), 1, self._starts(nodes), None, self._example(nodes[0]))
-            for nodes in alike.values()
-            if len(nodes) >= min_copies
-        ]
+        found = []
+        for nodes in alike.values():
+            if len(nodes) >= min_copies:
+                # Guards may well do the same: `return False` twice asks for an end, no more.
+                few = len(nodes) == min_copies and _JUMP.match(nodes[0].type)
+                starts = frozenset() if few else self._starts(nodes)
+                example = self._example(nodes[0])
+                found.append(Run("recent", len(nodes), 1, starts, None, example))
+        return found
 
     def _statements(self, end: int) -> Iterator[Any]:
         """Statements that count, the latest first; a compound one comes before its body."""
