@@ -116,8 +116,9 @@ def paths(
 
     Monte Carlo tree search over chains; reports the best accuracy (or perplexity) for each length.
 
-    The search looks at the right answers. What it reports on the items it searched is an oracle,
-    an upper bound; what a path is worth shows on the held-out items only.
+    The search sees the right answers: its own figures are an oracle, an upper bound.
+
+    What a path is worth shows on the held-out items only.
     """
     if per_item and holdout:
         raise UsageError(
@@ -194,6 +195,7 @@ def _find(
         raise UsageError("--per-item needs questions (.jsonl); text has no right answer")
     where = devices.pick(device)
     path = pretrained.locate(name, revision=revision, trust_remote_code=trust_remote_code)
+    fingerprint = pretrained.content_hash(path)
     tokenizer = pretrained.tokenizer(path, trust_remote_code)
     net = linearize.load(path, dtype=dtype, device=where, trust_remote_code=trust_remote_code)
     net = net.to(devices.dtype(dtype, net.dtype, where))
@@ -207,7 +209,7 @@ def _find(
         kind = {"measure": "accuracy", "per_character": per_character}
     inside, outside = path_search.split(len(task), seed=settings.seed, **split)
     about = {
-        "model": _fingerprint(path),
+        "model": fingerprint,
         "dtype": str(net.dtype).removeprefix("torch."),
         "task": hashlib.sha256(file.read_bytes()).hexdigest(),
         **kind,
@@ -233,15 +235,6 @@ def _find(
     }
     _write(found, out)
     return found
-
-
-def _fingerprint(path: Path) -> str:
-    from linearize import pretrained
-    from linearize.converted import ADAPTER
-
-    if (path / ADAPTER).exists():
-        raise InputError(f"{path} is an adapter; `linearize merge` makes a model of it")
-    return pretrained.content_hash(path)
 
 
 def _discard(out: Path) -> None:

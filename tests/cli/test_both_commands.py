@@ -13,7 +13,7 @@ from command import Command
 
 from linearize import __version__, recipe
 
-COMMANDS = ["convert", "finetune", "inspect", "merge", "report", "doctor"]
+COMMANDS = ["convert", "finetune", "inspect", "merge", "report", "eval", "doctor"]
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
