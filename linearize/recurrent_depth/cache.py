@@ -8,6 +8,8 @@ read. Nothing is concatenated: a longer text doubles the capacity once in a whil
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from transformers import Cache
@@ -16,6 +18,7 @@ from ..errors import UsageError
 from .placement import Placement, additive
 from .sharing import Sharing
 
+_COMPLETE = torch.iinfo(torch.long).max  # recurrences of a token of the current pass
 _START = 64  # columns allocated when nobody said how long the text will be
 
 
@@ -215,6 +218,15 @@ class RecurrentDepthCache(Cache):
         return f"{type(self).__name__}(lengths={self.lengths.tolist()}, {self.sharing})"
 
 
+class _View(NamedTuple):
+    """One slot as one placement uses it: `k`, `v` to read, the flat forms to write."""
+
+    k: Tensor  # [B, columns seen, Hk, D]
+    v: Tensor
+    k_flat: Tensor  # [B * (capacity + 1), Hk, D]
+    v_flat: Tensor
+
+
 class CachedPlacement(Placement):
     """Tokens that also see what the cache holds of their rows. Made by `place`."""
 
@@ -234,6 +246,7 @@ class CachedPlacement(Placement):
         at = where.where(where >= 0, torch.tensor(cache.capacity))
         self._at = (rows + at).flatten()  # in a slot with rows and columns flattened
         self._index = self._at.to(device)
+        self._slots: dict[tuple[str, int, int], _View] = {}
         if cache.tracks_depth and not self.alone:
             self._measure_depth()
 
@@ -242,27 +255,50 @@ class CachedPlacement(Placement):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         cache = self.cache
         place = cache.sharing.place(step) if part == "core" else 0
-        slot = cache.slot(part, layer, place)
-        if slot not in cache.slots:
-            shape = (len(k), cache.capacity + 1, *k.shape[2:])
-            cache.slots[slot] = (k.new_zeros(shape), v.new_zeros(shape))
-        keys, values = cache.slots[slot]
-        new = [x.to(keys.dtype).flatten(0, 1) for x in (k, v)]
-        for old, x in zip((keys, values), new, strict=True):
-            old.flatten(0, 1).index_copy_(0, self._index, x.detach())
+        slot = self._slots.get((part, layer, place)) or self._open(k, v, part, layer, place)
+        k_new, v_new = k.flatten(0, 1), v.flatten(0, 1)
+        if k.requires_grad or k.dtype != slot.k_flat.dtype:
+            slot.k_flat.index_copy_(0, self._index, k_new.detach().to(slot.k_flat.dtype))
+            slot.v_flat.index_copy_(0, self._index, v_new.detach().to(slot.v_flat.dtype))
+        else:
+            slot.k_flat.index_copy_(0, self._index, k_new)
+            slot.v_flat.index_copy_(0, self._index, v_new)
         if part == "core" and layer == 0 and cache.tracks_depth:
             kept = step + 1 if cache.sharing.kept is None else min(step + 1, cache.sharing.kept)
             cache._depth.view(-1)[self._at] = kept
         if self.alone:
             return k, v, self.bias(k.dtype)
         if part == "core" and cache.tracks_depth and place >= self._shallowest:
-            return self._complete(keys, values, layer, place)
-        if torch.is_grad_enabled() and k.requires_grad:  # a copy, so that gradient flows
-            keys, values = (
-                old.flatten(0, 1).index_copy(0, self._index, x).view_as(old)
-                for old, x in zip((keys, values), new, strict=True)
+            return self._complete(slot, layer, place)
+        if k.requires_grad and torch.is_grad_enabled():
+            return (
+                self._with_gradient(slot.k, slot.k_flat, k_new),
+                self._with_gradient(slot.v, slot.v_flat, v_new),
+                self.bias(k.dtype),
             )
-        return keys[:, : self.columns], values[:, : self.columns], self.bias(k.dtype)
+        return slot.k, slot.v, self.bias(k.dtype)
+
+    def _open(self, k: Tensor, v: Tensor, part: str, layer: int, place: int) -> _View:
+        """The slot of a layer, allocated at the first use; what is seen of it by these tokens."""
+        cache = self.cache
+        number = cache.slot(part, layer, place)
+        if number not in cache.slots:
+            rows, columns = cache._depth.shape
+            cache.slots[number] = tuple(x.new_zeros(rows, columns, *x.shape[2:]) for x in (k, v))
+        keys, values = cache.slots[number]
+        view = _View(
+            keys[:, : self.columns],
+            values[:, : self.columns],
+            keys.flatten(0, 1),
+            values.flatten(0, 1),
+        )
+        self._slots[part, layer, place] = view
+        return view
+
+    def _with_gradient(self, seen: Tensor, flat: Tensor, new: Tensor) -> Tensor:
+        """A copy of what is seen in which these tokens' own part carries gradient."""
+        whole = flat.index_copy(0, self._index, new.to(flat.dtype))
+        return whole.unflatten(0, (len(seen), -1))[:, : self.columns]
 
     def _visible(self) -> Tensor | None:
         if self.alone:
@@ -274,27 +310,23 @@ class CachedPlacement(Placement):
 
     def _measure_depth(self) -> None:
         """Kept recurrences of the tokens seen; those of this pass count as complete."""
-        complete = torch.iinfo(torch.long).max
         depth = self.cache._depth.clone()
-        depth.view(-1)[self._at] = complete
+        depth.view(-1)[self._at] = _COMPLETE
         depth = depth[:, : self.columns]
         unseen = torch.arange(self.columns) > self.where.amax(1, keepdim=True)
         self._depths = depth
-        self._shallowest = int(depth.masked_fill(unseen, complete).min())
+        self._shallowest = int(depth.masked_fill(unseen, _COMPLETE).min())
 
-    def _complete(
-        self, keys: Tensor, values: Tensor, layer: int, place: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _complete(self, slot: _View, layer: int, place: int) -> tuple[Tensor, Tensor, Tensor]:
         """What stands in for tokens that stopped before this recurrence."""
         cache, lookup = self.cache, self.cache.sharing.lookup
-        keys, values = keys[:, : self.columns], values[:, : self.columns]
-        bias = self.bias(keys.dtype)
+        keys, values, bias = slot.k, slot.v, self.bias(slot.k.dtype)
         if lookup == "skip":
             has = (self._depths > place)[:, None, None].to(self.device)
             hidden = additive(has, keys.dtype)
             return keys, values, hidden if bias is None else bias + hidden
         deepest = self._depths - 1
-        current = self._depths == torch.iinfo(torch.long).max
+        current = self._depths == _COMPLETE
         if lookup == "latest":
             deepest = deepest.clamp(max=place)
         source = deepest.masked_fill(current, place)

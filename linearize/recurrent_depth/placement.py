@@ -30,14 +30,11 @@ class Placement:
         documents: Tensor | None = None,
     ) -> None:
         self.where = where
+        self.width = where.shape[1]
         self.device = device
         self.documents = documents
         self.positions = where.clamp(min=0).to(device) if angles is None else angles
         self._kept: dict[object, object] = {}
-
-    @property
-    def width(self) -> int:
-        return self.where.shape[1]
 
     def once(self, name: object, make: Callable[[], object]) -> object:
         """`make()`, computed at the first call with this name."""
