@@ -47,7 +47,9 @@ def settings(shared: Path) -> FinetuneRecipe:
     """A fine-tuning of a real model in seconds."""
     base = shared / "data" / "models" / "stories260K"
     text = shared / "data" / "tinystories" / "valid.txt"
-    return recipe.load("ditto", [f"base={base}", f"data.source={text}", *SMALL], FinetuneRecipe)
+    objective = "training.objective={distill: 1.0, ditto: 1.0}"
+    changes = [f"base={base}", f"data.source={text}", objective, *SMALL]
+    return recipe.load("ditto", changes, FinetuneRecipe)
 
 
 def measure(model, tokenizer) -> dict[str, float]:

@@ -29,7 +29,7 @@ def test_the_plan(stories: Path, text: Path, tmp_path: Path, linearize_command: 
     assert full["repetition"] is None
     assert "longer than the model's context of 512" in full["notes"][0]
     shown = " ".join(linearize_command(*arguments).out.split())
-    for told in ("in adapters", "distill 1", "ditto 1", "unit sentence", "add --out"):
+    for told in ("in adapters", "next_token 1", "ditto 1", "unit sentence", "add --out"):
         assert told in shown
 
 
