@@ -22,7 +22,10 @@ def show(found: dict[str, Any], file: Path) -> None:
     }
     if found["scope"] == "task":
         best = found["best"]
-        rows["best path"] = f"{best['path']} ({best['length']} layers)"
+        own = best["path"] == original["path"]
+        rows["best path"] = f"{best['path']} ({best['length']} layers)" + (
+            ": no path beats the model as it is" if own else ""
+        )
         rows["on its own items"] = f"{measure} {_number(best['search'])} (oracle)"
         if held:
             rows["on held-out items"] = _held_out(found)

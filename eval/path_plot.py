@@ -22,8 +22,7 @@ def draw(result: dict[str, Any], file: Path) -> None:
     ):
         line = [(r["length"], r[key]) for r in result["front"] if r.get(key) is not None]
         if line:
-            step = "steps-post" if key == "search" and result["scope"] == "item" else "default"
-            axes.plot(*zip(*line, strict=True), style, ms=4, label=label, drawstyle=step)
+            axes.plot(*zip(*line, strict=True), style, ms=4, label=label, drawstyle="steps-post")
     original = result["original"]
     axes.plot(original["length"], original["search"], "k*", ms=11, label="the model as it is")
     if result["measure"] == "perplexity":
