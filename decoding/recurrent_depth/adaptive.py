@@ -116,7 +116,7 @@ class _Thinker:
             if not active.any():
                 break
             if not active.equal(before):  # rows that exited write nothing any more
-                depth.at(where.mrequest_fill(~active[:, None], -1))
+                depth.at(where.masked_fill(~active[:, None], -1))
         if on_state or logits is None:
             depth.at(where)
             logits = depth.decode(z)[:, -1]

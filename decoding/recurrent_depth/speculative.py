@@ -175,7 +175,7 @@ class _Speculation:
         probs = None if drafts.probs is None else drafts.probs[i]
         gained, accepted = self._judge(row, logits, drafted, probs)
         self.rows.add(row, gained)
-        passes, cached = depth.spent.core_passes, int(self._cached()[i])
+        passes, cached = depth.spent.core_passes, self._stays(row)
         depth.spent.rounds.append(Round(row, drafted, accepted, gained, passes, cached))
 
     def _judge(
@@ -218,10 +218,13 @@ class _Speculation:
         left = self.request.max_new_tokens - len(self.rows.tokens[row])
         return self.lookahead if self.reference else min(self.lookahead, left - 1)
 
+    def _stays(self, row: int) -> int:
+        """Tokens of a row in the cache that stay: all but the last."""
+        return self.lengths[row] + len(self.rows.tokens[row]) - 1
+
     def _cached(self) -> Tensor:
-        """[B] tokens in the cache that stay: all but the last."""
-        rows = self.depth.rows
-        return torch.tensor([self.lengths[row] + len(self.rows.tokens[row]) - 1 for row in rows])
+        """[B] `_stays` of every row at work, which is where its last token stands."""
+        return torch.tensor([self._stays(row) for row in self.depth.rows])
 
     def _last(self) -> Tensor:
         """[B, 1] each row's last token."""

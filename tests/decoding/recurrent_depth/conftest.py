@@ -26,6 +26,10 @@ class Golden:
 
         return AutoModelForCausalLM.from_pretrained(self.folder / name).eval()
 
+    def runs(self, name: str) -> list[dict[str, Any]]:
+        """Recorded runs such as "trained_242/adaptive"."""
+        return json.loads((self.folder / f"{name}.json").read_text())
+
     def diffusion(self, name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Settings and steps, and arrays, of a run such as "trained_242/wave4"."""
         model, case = name.split("/")
