@@ -85,7 +85,7 @@ class RPG(RowProcessor[_State]):
         min_verbatim: int = 3,
         max_count: int = 30,
         mode: Mode = "nats",
-        eos_boost: float = 2.0,
+        eos_boost: float = 4.0,
         eos_token_id: int | list[int] | None = None,
         count_prompt: bool = False,
         **row: Any,

@@ -169,6 +169,9 @@ class Source:
         if not by_line:
             statements = innermost.type in blocks and (not closers or closers[-1] == b"}")
             yield _Siblings(innermost, None, elements=not statements)
+            while statements and (inner := _unclosed(innermost, blocks, end)) is not None:
+                innermost = inner
+                yield _Siblings(innermost, None)
             if statements:
                 yield _ElseIfs(innermost, None)
 
@@ -348,6 +351,14 @@ def _last_before(node: Any, end: int) -> Any | None:
     """The last named child that begins before the cursor."""
     children = (node.named_child(i) for i in range(node.named_child_count - 1, -1, -1))
     return next((c for c in children if c.start_byte < end), None)
+
+
+def _unclosed(node: Any, blocks: frozenset[str], end: int) -> Any | None:
+    """A block without braces at the end of another, such as that of a case."""
+    last = _last_before(node, end)
+    if last is None or last.type not in blocks or not last.child_count:
+        return None
+    return last if last.child(last.child_count - 1).type != "}" else None
 
 
 def _last(node: Any, end: int, *, inclusive: bool) -> Any | None:
