@@ -60,5 +60,6 @@ def test_copies_in_the_prompt_count_only_if_asked():
 def test_a_copy_goes_its_own_way():
     fences = Fences("auto", b"```py\nx\n")
     copy = fences.fork()
-    assert copy.append(b"```\n") and copy.source(count_all=True) is None
+    assert copy.append(b"```\n")
+    assert copy.source(count_all=True) is None
     assert bytes(fences.source(count_all=True).text) == b"x\n"

@@ -38,7 +38,8 @@ def test_elements_are_classes_of_terminals(language):
     assert {"(", ")", ",", "==", "NAME", "NUMBER", "STRING"} <= set(found)
     assert not {"a", "1", "'c'", '"c"'} & set(found)
     later = grammar.elements(IFS[language], language, start=IFS[language].rindex("if"))
-    assert later == found[-len(later) :] and later[0] == "if"
+    assert later == found[-len(later) :]
+    assert later[0] == "if"
 
 
 @every_language
@@ -79,7 +80,7 @@ def test_thousands_of_levels_are_read(language, unit):
 
 
 def test_languages_that_are_not_there(monkeypatch):
-    with pytest.raises(UsageError, match="pyhton.*did you mean.*python"):
+    with pytest.raises(UsageError, match=r"pyhton.*did you mean.*python"):
         languages.parser("pyhton")
     languages.parser.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "tree_sitter_go", None)

@@ -91,7 +91,8 @@ def test_what_is_open_is_known(language, text, ending):
 
 def test_an_outer_bracket_closes_what_was_left_open_in_it():
     scanner = scan("c", b"void f() { g((a; }")
-    assert scanner.closers == [] and scanner.separators == 1
+    assert scanner.closers == []
+    assert scanner.separators == 1
     assert scan("c", b"a ) ] }").closers == []
 
 
