@@ -24,8 +24,8 @@ OPTIONAL = {
         )
         for language in LANGUAGES
     },
-    "parso": ("RPG's metrics as released", 'pip install "linearize[metrics]"'),
-    "mauve-text": ("MAUVE", 'pip install "linearize[metrics]"'),
+    "parso": ("RPG's metrics as released", "pip install parso"),
+    "mauve-text": ("the metric MAUVE", 'pip install "linearize[metrics]"'),
     "lm-eval": ("benchmarks of the evaluation harness", 'pip install "linearize[eval]"'),
     "flash-linear-attention": (
         "Triton kernels for the recurrence (CUDA)",

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import statistics
 import time
@@ -65,7 +66,8 @@ def run(
 ) -> Iterator[dict[str, Any]]:
     """One record per text and batch size.
 
-    `text` ("file": as it stands; "loop": ten lines again and again), `batch`, `context`, `tokens`;
+    `text` ("file": as it stands; "loop": its shortest function or class again and again, all copies
+    counted, so that penalties apply at every turn), `batch`, `context`, `tokens`;
     `seconds` and `cpu_seconds` per step and `start_seconds` (up to the first new token), for greedy
     and every remedy: medians over rounds in which all take turns. `cpu_seconds` is the processor
     time of the process, which other programs on a busy machine disturb less.
@@ -74,12 +76,15 @@ def run(
     """
     chosen = list(remedies.REMEDIES if names is None else names)
     with torch.inference_mode():
-        for text in ("file", "loop"):
+        for loop in (False, True):
             for batch in batches:
-                rows = _rows(tokenizer, batch, context + tokens, loop=text == "loop")
-                ways = {REFERENCE: {}, **{name: {name: _options(name)} for name in chosen}}
+                rows = _rows(tokenizer, batch, context + tokens, loop=loop)
+                ways = {
+                    REFERENCE: {},
+                    **{name: {name: _options(name, loop=loop)} for name in chosen},
+                }
                 yield {
-                    "text": text,
+                    "text": "loop" if loop else "file",
                     "batch": batch,
                     "context": context,
                     "tokens": tokens,
@@ -87,20 +92,25 @@ def run(
                 }
 
 
-def _options(name: str) -> dict[str, Any]:
-    return {"language": "python"} if "language" in remedies.options_of(name) else {}
+def _options(name: str, *, loop: bool) -> dict[str, Any]:
+    wanted = {"language": "python"} | ({"count_prompt": True, "scope": "all"} if loop else {})
+    return {k: v for k, v in wanted.items() if k in remedies.options_of(name)}
 
 
 def _rows(tokenizer: Any, batch: int, length: int, *, loop: bool) -> Tensor:
-    """Token ids `[batch, length]` of Python code; with `loop` the second half repeats ten lines."""
+    """Token ids `[batch, length]` of Python code, a file per row."""
     rows = []
     for index in range(batch):
         file = Path(importlib.util.find_spec(SOURCES[index % len(SOURCES)]).origin)
-        text = file.read_text(encoding="utf-8")[1000 * (index // len(SOURCES)) :]
-        ids = tokenizer(text[: 16 * length], verbose=False).input_ids
+        text = file.read_text(encoding="utf-8")
+        blocks = [b for b in ast.parse(text).body if isinstance(b, ast.FunctionDef | ast.ClassDef)]
         if loop:
-            lines = tokenizer.decode(ids[: length // 2]).splitlines(keepends=True)[:-1]
-            ids = tokenizer("".join(lines) + "".join(lines[-10:]) * length, verbose=False).input_ids
+            lines = (ast.get_source_segment(text, b).count("\n") for b in blocks)
+            block = min(zip(lines, blocks, strict=True), key=lambda pair: pair[0])[1]
+            text = (ast.get_source_segment(text, block) + "\n\n\n") * length
+        else:
+            text = "".join(text.splitlines(keepends=True)[blocks[0].lineno - 1 :])
+        ids = tokenizer(text[: 16 * length], verbose=False).input_ids
         rows.append(ids[:length])
     return torch.tensor(rows)
 

@@ -61,9 +61,21 @@ def test_options_reach_the_names_they_belong_to(run):
     assert found["no-repeat-ngram"]["remedies"] == {"no-repeat-ngram": {"size": 3}}
 
 
+def test_names_can_be_joined(run):
+    asked = ("-p", PROMPT, "-n", 5, "--json", "--compare", "sample+dry,dry+no-repeat-ngram")
+    code, out, _ = run(*asked, "--option", "sample.top_k=3", "--option", "dry.base=2")
+    found = {v["name"]: v["settings"] for v in map(json.loads, out.splitlines())}
+    assert code == 0
+    assert found["sample+dry"]["options"] == {"top_k": 3}
+    assert found["sample+dry"]["remedies"] == {"dry": {"base": 2}}
+    assert found["dry+no-repeat-ngram"]["sampler"] == "greedy"
+    assert list(found["dry+no-repeat-ngram"]["remedies"]) == ["dry", "no-repeat-ngram"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (("--compare", "beam+sample"), "names 2 samplers"),
         (("--compare", "greedy,dri"), "did you mean 'dry'"),
         (("--compare", "greedy", "--dry"), "'dry' is asked for, but --compare does not name it"),
         (("--compare", "greedy,dry", "--explain"), "two views"),

@@ -6,8 +6,9 @@ import time
 import pytest
 import torch
 
+from linearize import pretrained
 from linearize.eval.bench import __main__ as bench
-from linearize.eval.bench import ops, timing
+from linearize.eval.bench import ops, samplers, timing
 
 CPU = torch.device("cpu")
 
@@ -58,6 +59,45 @@ def test_decode_bench_sees_the_cache_grow_and_the_state_stay(shared, tmp_path):
     for record in (short, long):
         for figures in ("seconds", "prefill_seconds"):
             assert all(value > 0 for value in record[figures].values())
+
+
+def test_samplers_bench_times_every_remedy_beside_greedy(tmp_path, capsys):
+    file = tmp_path / "samplers.json"
+    small = ["--context", "64", "--tokens", "8", "--rounds", "1", "--batches", "1", "2"]
+    asked = ["samplers", "embedded", *small, "--remedies", "rpg", "dry", "--json", str(file)]
+    assert bench.main(asked) == 0
+    written = json.loads(file.read_text())["records"]
+    assert [(r["text"], r["batch"]) for r in written] == [
+        ("file", 1),
+        ("file", 2),
+        ("loop", 1),
+        ("loop", 2),
+    ]
+    for record in written:
+        for kind in ("seconds", "cpu_seconds", "start_seconds"):
+            assert list(record[kind]) == ["greedy", "rpg", "dry"]
+            assert all(value > 0 for value in record[kind].values())
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 4 * 3
+
+
+def test_remedies_are_timed_on_the_code_they_are_said_to_see(monkeypatch):
+    path = pretrained.locate("embedded")
+    model, tokenizer = pretrained.load(path), pretrained.tokenizer(path)
+    seen = []
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda **k: seen.append(generate(**k)) or seen[-1])
+    shape = {"batches": [2], "context": 200, "tokens": 60, "rounds": 1, "names": ["rpg"]}
+    list(samplers.run(model, tokenizer, **shape))
+    texts = [tokenizer.batch_decode(ids) for ids in seen]
+    assert [len(ids[0]) for ids in seen] == [260] * 4
+    assert texts[0] == texts[1], "rpg continues the same as greedy"
+    assert texts[2] == texts[3]
+    for file, loop in zip(texts[0], texts[2], strict=True):
+        head = loop.split("\n")[0]
+        assert head.startswith(("def ", "class "))
+        assert loop.count(head) > file.count(head)
+        assert file.startswith(("def ", "class "))
 
 
 @pytest.mark.parametrize(
