@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ..errors import InputError, UsageError
+from ..stub import SavesStub
 from . import bases
 from .attention import ATTENTION, HeadMix, liger_class
 from .bases import PREFIX
 from .layout import Layout, document_starts
 from .spec import LigerSpec
 
-STUB = "modeling_linearize.py"  # lets transformers load a checkpoint without importing linearize
 
-
-class LigerMixin:
+class LigerMixin(SavesStub):
     """What a converted causal LM adds to the stock one of its base family."""
 
     _keep_in_fp32_modules_strict = ("mix",)
@@ -39,19 +37,6 @@ class LigerMixin:
             nn.init.zeros_(module.weight)
         else:
             super()._init_weights(module)
-
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """As in transformers, plus the one-line module that `trust_remote_code=True` loads."""
-        config, model = type(self.config).__name__, type(self).__name__
-        module = STUB.removesuffix(".py")
-        self.config.auto_map = {
-            "AutoConfig": f"{module}.{config}",
-            "AutoModelForCausalLM": f"{module}.{model}",
-        }
-        super().save_pretrained(save_directory, **kwargs)
-        if kwargs.get("is_main_process", True):
-            stub = f"from {__name__} import {config}, {model}  # noqa: F401\n"
-            Path(save_directory, STUB).write_text(stub, encoding="utf-8")
 
     def create_masks_for_generate(self, attention_mask: Tensor | None = None, **_: Any) -> Any:
         """`generate` passes masks through: the layers need the 2-D one, not one per layer type."""

@@ -32,6 +32,10 @@ class Norm(nn.Module):
         return F.rms_norm(x.float(), weight.shape, eps=self.eps).to(x.dtype) * weight
 
 
+class BranchEnd(nn.Linear):
+    """The last layer of a branch, which starts smaller than the others."""
+
+
 class Attention(nn.Module):
     """Softmax attention with rotary positions and a learned bias on queries and keys."""
 
@@ -42,7 +46,7 @@ class Attention(nn.Module):
         self.Wqkv = nn.Linear(h, 3 * h, bias=False)
         bias = torch.zeros(2, 1, self.heads, self.head_dim) if config.qk_bias else None
         self.qk_bias = None if bias is None else nn.Parameter(bias)
-        self.proj = nn.Linear(h, h, bias=False)
+        self.proj = BranchEnd(h, h, bias=False)
 
     def forward(self, x: Tensor, place: Placement, part: str, layer: int, step: int) -> Tensor:
         qkv = self.Wqkv(x).unflatten(-1, (3 * self.heads, self.head_dim))
@@ -60,7 +64,7 @@ class GatedMLP(nn.Module):
     def __init__(self, config: RavenConfig) -> None:
         super().__init__()
         self.fc = nn.Linear(config.n_embd, 2 * config.intermediate_size, bias=False)
-        self.proj = nn.Linear(config.intermediate_size, config.n_embd, bias=False)
+        self.proj = BranchEnd(config.intermediate_size, config.n_embd, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.fc(x).chunk(2, dim=-1)

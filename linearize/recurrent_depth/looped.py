@@ -15,6 +15,7 @@ from transformers import Cache, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
 from ..errors import UsageError
+from ..stub import SavesStub
 from .cache import RecurrentDepthCache
 from .interface import LoopFacts
 from .placement import Placement
@@ -27,16 +28,17 @@ class LoopedOutput(ModelOutput):
     """- `loss`: mean next-token cross entropy, if labels were given.
     - `logits`: [B, T, V] float32.
     - `past_key_values`: the cache, if one is used.
-    - `state`: [B, T, h] after the last recurrence, before the final norm.
+    - `latent_state`: [B, T, h] after the last recurrence, before the final norm. (Not `state`:
+      transformers takes that for a cache.)
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     past_key_values: Cache | None = None
-    state: Tensor | None = None
+    latent_state: Tensor | None = None
 
 
-class LoopedCausalLM(PreTrainedModel, GenerationMixin):
+class LoopedCausalLM(SavesStub, PreTrainedModel, GenerationMixin):
     """A causal LM whose middle layers are applied as often as one likes (`num_steps`)."""
 
     _supports_sdpa = True
@@ -202,7 +204,7 @@ class LoopedCausalLM(PreTrainedModel, GenerationMixin):
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs
             )
-        return LoopedOutput(loss=loss, logits=logits, past_key_values=cache, state=z)
+        return LoopedOutput(loss=loss, logits=logits, past_key_values=cache, latent_state=z)
 
     def _start(
         self,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from .block import Attention, GatedMLP, Norm, SandwichBlock
+from .block import Attention, BranchEnd, Norm, SandwichBlock
 from .config import RavenConfig, check
 from .interface import LoopFacts
 from .looped import LoopedCausalLM
@@ -96,15 +96,13 @@ class RavenForCausalLM(LoopedCausalLM):
         """Scaled initialisation (Takase et al., arXiv 2312.16903): small where branches end."""
         values = self.config.init_values
         if isinstance(module, nn.Linear):
-            _normal(module.weight, values["std"])
+            _normal(module.weight, values["out_proj" if isinstance(module, BranchEnd) else "std"])
         elif isinstance(module, nn.Embedding):
             _normal(module.weight, values["embedding"])
         elif isinstance(module, Norm):
             nn.init.ones_(module.weight)
-        elif isinstance(module, Attention | GatedMLP):  # after the linear layers inside
-            _normal(module.proj.weight, values["out_proj"])
-            if getattr(module, "qk_bias", None) is not None:
-                nn.init.zeros_(module.qk_bias)
+        elif isinstance(module, Attention) and module.qk_bias is not None:
+            nn.init.zeros_(module.qk_bias)
 
 
 def _normal(weight: Tensor, std: float) -> None:
