@@ -5,6 +5,7 @@ Source: Geiping et al., arXiv 2502.05171, section 6.1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,27 +28,29 @@ def adaptive(
     *,
     num_steps: int | None = None,
     criterion: str = "latent-diff",
-    threshold: float | Literal["auto"] = "auto",
+    exit_threshold: float | Literal["auto"] = "auto",
     min_steps: int = 0,
     check_every: int = 1,
     exit_in_prefill: bool = True,
-    sharing: Any = None,
+    cache_budget: Any = None,
     init_scale: float = 0.0,
     continuous_compute: bool = False,
     compat: Compat = None,
+    seeds: Sequence[int] | None = None,
 ) -> Run:
     """Continue each row of a request, with as many recurrences per token as it needs.
 
     - `num_steps`: recurrences at most; None: the model's own number.
-    - `criterion`, `threshold`: a row of `exits.EXITS`, and the value at which it ends; "auto": the
-      released one.
+    - `criterion`, `exit_threshold`: a row of `exits.EXITS`, and the value at which it ends; "auto":
+      the released one.
     - `min_steps`, `check_every`: the criterion looks after `min_steps` recurrences (at least one)
       and then after every `check_every`. On states it measures what the last recurrence changed;
       on logits what changed since it looked last, so that its first look never exits.
     - `exit_in_prefill`: the prompt's tokens, together, may exit too.
-    - `sharing`: recurrences that the cache keeps; None keeps all, and a token that exited early is
-      seen at its deepest recurrence.
-    - `init_scale`: of the random states that tokens start from; 0: zeros.
+    - `cache_budget`: recurrences that the cache keeps, see the model's `new_cache`; None keeps
+      all, and a token that exited early is seen at its deepest recurrence.
+    - `init_scale`: of the random states that tokens start from, drawn with `seeds`, one per row;
+      0: zeros.
     - `continuous_compute`: a token starts from the state of the token before it.
     - `compat`: "reference": the looks of the released code. The first is after `min_steps` + 1
       recurrences and compares with the initial state, a uniform distribution or an entropy of 100
@@ -59,7 +62,7 @@ def adaptive(
     """
     model = require_looped(model, needed_by="the sampler 'adaptive'")
     steps = recurrences(model.loop, num_steps)
-    chosen, at = resolve(criterion, threshold)
+    chosen, at = resolve(criterion, exit_threshold)
     if not 0 <= min_steps < steps:
         raise UsageError(
             f"min_steps={min_steps} is out of range: 0 to {steps - 1}, below num_steps"
@@ -69,7 +72,9 @@ def adaptive(
     reference = check_compat(compat)
     if reference and len(request.input_ids) > 1:
         raise UsageError(f"compat='reference' runs one row at a time, not {len(request.input_ids)}")
-    depth = Depth(model, request, sharing=sharing, init_scale=init_scale, ahead=0)
+    depth = Depth(
+        model, request.seeded(seeds), sharing=cache_budget, init_scale=init_scale, ahead=0
+    )
     think = _Thinker(chosen, at, steps, min_steps, check_every, exit_in_prefill, reference)
     follow = (lambda z: z) if continuous_compute else None
     return token_by_token(depth, request, think, follow=follow)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,16 +22,18 @@ def autoregressive(
     request: Request,
     *,
     num_steps: int | None = None,
-    sharing: Any = None,
+    cache_budget: Any = None,
     init_scale: float = 0.0,
     continuous_compute: bool = False,
     compat: Compat = None,
+    seeds: Sequence[int] | None = None,
 ) -> Run:
     """Continue each row of a request token by token.
 
     - `num_steps`: recurrences of every token; None: the model's own number.
-    - `sharing`: recurrences that the cache keeps; None keeps all.
-    - `init_scale`: of the random states that tokens start from; 0: zeros.
+    - `cache_budget`: recurrences that the cache keeps, see the model's `new_cache`; None keeps all.
+    - `init_scale`: of the random states that tokens start from, drawn with `seeds`, one per row;
+      0: zeros.
     - `continuous_compute`: a token starts from the state of the token before it.
     - `compat`: "reference" normalises that state first, as the released code does.
 
@@ -39,16 +42,18 @@ def autoregressive(
     """
     model = require_looped(model, needed_by="the sampler 'autoregressive'")
     steps = recurrences(model.loop, num_steps)
-    follow = None
+    reference, follow = check_compat(compat), None
     if continuous_compute:
-        follow = _final_norm(model) if check_compat(compat) else lambda z: z
+        follow = _final_norm(model) if reference else lambda z: z
 
     def think(depth: Depth, z: Tensor, e: Tensor, where: Tensor) -> Thought:
         for step in range(steps):
             z = depth.core(z, e, step)
         return Thought(z, depth.decode(z)[:, -1], [steps] * len(z))
 
-    depth = Depth(model, request, sharing=sharing, init_scale=init_scale, ahead=0)
+    depth = Depth(
+        model, request.seeded(seeds), sharing=cache_budget, init_scale=init_scale, ahead=0
+    )
     return token_by_token(depth, request, think, follow=follow)
 
 

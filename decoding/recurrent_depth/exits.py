@@ -133,11 +133,11 @@ def resolve(name: str, threshold: float | Literal["auto"]) -> tuple[Criterion, f
     if threshold == "auto":
         return criterion, criterion.auto
     if isinstance(threshold, bool) or not isinstance(threshold, int | float):
-        raise UsageError(f"exit threshold {threshold!r} is neither a number nor 'auto'")
+        raise UsageError(f"exit_threshold={threshold!r} is neither a number nor 'auto'")
     least = 1 if criterion.stable else 0
     if not least <= threshold < float("inf"):
         raise UsageError(
-            f"exit threshold {threshold} of '{name}' is out of range: a finite number from "
+            f"exit_threshold={threshold} of '{name}' is out of range: a finite number from "
             f"{least}; 'auto' is {criterion.auto:g}"
         )
     return criterion, float(threshold)

@@ -120,6 +120,13 @@ class Request:
             for row in range(len(self.input_ids))
         ]
 
+    def seeded(self, seeds: Sequence[int] | None) -> Request:
+        """The same with generators from these seeds, one per row; None: its own, or seed 0."""
+        if seeds is None and self.generators is not None:
+            return self
+        seeds = [0] * len(self.input_ids) if seeds is None else seeds
+        return replace(self, generators=[torch.Generator().manual_seed(seed) for seed in seeds])
+
     def probs(self, scores: Tensor) -> Tensor:
         """[B, V] probabilities that sampling draws from."""
         scores = scores.float()

@@ -35,23 +35,24 @@ def self_speculative(
     num_steps: int | None = None,
     draft_steps: int = 4,
     lookahead: int = 4,
-    threshold: float = 1.0,
-    sharing: Any = None,
+    accept_threshold: float = 1.0,
+    cache_budget: Any = None,
     init_scale: float = 0.0,
     compat: Compat = None,
+    seeds: Sequence[int] | None = None,
 ) -> Run:
     """Continue each row of a request; rows advance at their own speed.
 
-    With all recurrences in the cache (`sharing` None) and `init_scale` 0, greedy text is that of
-    `autoregressive` token for token, up to the rounding of wider passes, and drawn tokens follow
+    With all recurrences in the cache (`cache_budget` None) and `init_scale` 0, greedy text is that
+    of `autoregressive` token for token, up to the rounding of wider passes, and drawn tokens follow
     its distribution exactly. A cache that shares recurrences shows a verified token its neighbours
     at the current recurrence instead of their last one, and the text may differ.
 
     - `num_steps`: recurrences that verify; None: the model's own number.
     - `draft_steps`: recurrences that draft, fewer; `lookahead`: tokens drafted in a round.
-    - `threshold`: below 1, a draft is also accepted if its probability is at least this share of
-      the top one's: faster, and no longer the same text. Greedy decoding only.
-    - `sharing`, `init_scale`: see `autoregressive`.
+    - `accept_threshold`: below 1, a draft is also accepted if its probability is at least this
+      share of the top one's: faster, and no longer the same text. Greedy decoding only.
+    - `cache_budget`, `init_scale`, `seeds`: see `autoregressive`.
     - `compat`: "reference": the rounds of the released code. When all drafts are accepted there is
       no further token, and the last round may run past `max_new_tokens`. One row, greedy.
 
@@ -70,18 +71,24 @@ def self_speculative(
         )
     if lookahead < 1:
         raise UsageError(f"lookahead={lookahead} is below 1: there would be no drafts")
-    if not 0 < threshold <= 1:
-        raise UsageError(f"threshold={threshold} is outside (0, 1]; 1 keeps the model's own text")
-    if threshold < 1 and request.generators is not None:
+    if not 0 < accept_threshold <= 1:
         raise UsageError(
-            f"threshold={threshold} accepts by the top probability, which is not drawing: take "
-            "the most likely tokens (temperature 0), or threshold 1"
+            f"accept_threshold={accept_threshold} is outside (0, 1]; 1 keeps the model's own text"
+        )
+    if accept_threshold < 1 and request.generators is not None:
+        raise UsageError(
+            f"accept_threshold={accept_threshold} accepts by the top probability, which is not "
+            "drawing: take the most likely tokens (temperature 0), or accept_threshold 1"
         )
     reference = check_compat(compat)
     if reference and (len(request.input_ids) > 1 or request.generators is not None):
         raise UsageError("compat='reference' runs one row, and takes the most likely tokens")
-    depth = Depth(model, request, sharing=sharing, init_scale=init_scale, ahead=lookahead)
-    return _Speculation(request, depth, steps, draft_steps, lookahead, threshold, reference)()
+    depth = Depth(
+        model, request.seeded(seeds), sharing=cache_budget, init_scale=init_scale, ahead=lookahead
+    )
+    return _Speculation(
+        request, depth, steps, draft_steps, lookahead, accept_threshold, reference
+    )()
 
 
 @dataclass(frozen=True)
@@ -105,12 +112,12 @@ class _Speculation:
         num_steps: int,
         draft_steps: int,
         lookahead: int,
-        threshold: float,
+        accept_threshold: float,
         reference: bool,
     ) -> None:
         self.request, self.depth, self.reference = request, depth, reference
         self.num_steps, self.draft_steps, self.lookahead = num_steps, draft_steps, lookahead
-        self.margin = math.log(threshold)
+        self.margin = math.log(accept_threshold)
         self.lengths = request.real.sum(1).tolist()
         room = request.max_new_tokens + (lookahead if reference else 0)
         self.rows = Rows(replace(request, max_new_tokens=room))

@@ -35,8 +35,8 @@ def test_recorded_runs(looped, index):
         Request(torch.tensor([run["prompt_ids"]]), run["max_new_tokens"]),
         num_steps=run["max_steps"],
         criterion=run["criterion"],
-        threshold=run["threshold_arg"],
-        sharing=run["strategy"],
+        exit_threshold=run["threshold_arg"],
+        cache_budget=run["strategy"],
         compat="reference",
         **settings,
     )
@@ -65,7 +65,9 @@ def test_a_full_cache_drops_no_tokens_that_exited_early(looped):
 def test_the_first_look_at_logits_never_exits(looped, name):
     model = looped.model("trained_242")
     for min_steps in (0, 3):
-        run = adaptive(model, batch(PROMPTS, 3), criterion=name, threshold=1e6, min_steps=min_steps)
+        run = adaptive(
+            model, batch(PROMPTS, 3), criterion=name, exit_threshold=1e6, min_steps=min_steps
+        )
         assert run.spent.steps == [[max(min_steps, 1) + 1] * 3] * 3
         assert all(len(values) == 2 for row in run.spent.exit_values for values in row)
 
@@ -74,9 +76,14 @@ def test_the_first_look_at_logits_never_exits(looped, name):
 def test_states_compare_with_one_recurrence_before(looped, min_steps, check_every):
     """Whatever the looks: a threshold between two changes ends at the first look after it."""
     model, request = looped.model("trained_242"), batch(PROMPTS[:1], 1)
-    every = adaptive(model, request, num_steps=16, threshold=0.0).spent.exit_values[0][0]
+    every = adaptive(model, request, num_steps=16, exit_threshold=0.0).spent.exit_values[0][0]
     run = adaptive(
-        model, request, num_steps=16, min_steps=min_steps, check_every=check_every, threshold=0.03
+        model,
+        request,
+        num_steps=16,
+        min_steps=min_steps,
+        check_every=check_every,
+        exit_threshold=0.03,
     )
     looks = [n for n in range(max(min_steps, 1), 17) if (n - min_steps) % check_every == 0]
     exit_at = next(n for n in looks if every[n - 1] < 0.03)
@@ -94,13 +101,13 @@ def test_without_a_criterion_it_is_plain_decoding(looped):
     assert mine.spent.core_passes == plain.spent.core_passes
 
 
-@pytest.mark.parametrize("sharing", [None, 1, "always-last-m4", "full"], ids=str)
+@pytest.mark.parametrize("cache_budget", [None, 1, "always-last-m4", "full"], ids=str)
 @pytest.mark.parametrize("name", ["latent-diff", "kl", "argmax-stability"])
-def test_rows_are_the_same_alone_and_in_a_batch(looped, name, sharing):
+def test_rows_are_the_same_alone_and_in_a_batch(looped, name, cache_budget):
     model = looped.model("trained_242")
-    settings = {"criterion": name, "sharing": sharing, "num_steps": 12}
+    settings = {"criterion": name, "cache_budget": cache_budget, "num_steps": 12}
     if name == "argmax-stability":
-        settings["threshold"] = 2
+        settings["exit_threshold"] = 2
     together = adaptive(model, batch(PROMPTS, 6), **settings)
     rows, steps = new(together, PROMPTS), together.spent.steps
     assert any(len({row[i] for row in steps}) > 1 for i in range(6))  # they differ somewhere
@@ -140,7 +147,7 @@ def test_states_that_are_not_numbers_never_converge_and_are_told(looped):
     ("settings", "message"),
     [
         ({"criterion": "kld"}, "no exit criterion 'kld'"),
-        ({"threshold": -1}, "exit threshold -1"),
+        ({"exit_threshold": -1}, "exit_threshold=-1"),
         ({"min_steps": 8, "num_steps": 8}, "min_steps=8 is out of range: 0 to 7"),
         ({"min_steps": -1}, "min_steps=-1"),
         ({"check_every": 0}, "check_every=0"),

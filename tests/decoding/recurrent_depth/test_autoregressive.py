@@ -22,7 +22,7 @@ def test_recorded_runs(looped, name, index):
         looped.model(name),
         Request(prompt, length),
         num_steps=r,
-        sharing=run["strategy"],
+        cache_budget=run["strategy"],
         init_scale=run["init_scale"],
         continuous_compute=run.get("continuous_compute", False),
         compat="reference",
@@ -42,23 +42,19 @@ def test_equal_to_the_models_own_generate(looped, name):
     assert autoregressive(model, batch(PROMPTS, 8), num_steps=5).ids.equal(theirs)
 
 
-@pytest.mark.parametrize("settings", [{}, {"sharing": 1}, {"init_scale": 1.0}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"cache_budget": 1}, {"init_scale": 1.0}], ids=str)
 @pytest.mark.parametrize("drawn", [False, True])
 def test_rows_are_the_same_alone_and_in_a_batch(looped, settings, drawn):
     model = looped.model("random_242")
 
-    def generators(rows):
-        return [torch.Generator().manual_seed(7 + row) for row in rows]
+    def run(rows):
+        texts, seeds = [PROMPTS[row] for row in rows], [7 + row for row in rows]
+        chosen = {"warpers": TemperatureLogitsWarper(0.5)} if drawn else {}
+        request = batch(texts, 8, **chosen)
+        request = request.seeded(seeds) if drawn else request
+        return new(autoregressive(model, request, num_steps=4, seeds=seeds, **settings), texts)
 
-    needed = drawn or "init_scale" in settings
-    chosen = {"warpers": TemperatureLogitsWarper(0.5)} if drawn else {}
-    if needed and not drawn:
-        chosen["warpers"] = TemperatureLogitsWarper(1e-3)  # states drawn, tokens hardly
-    together = batch(PROMPTS, 8, generators=generators(range(3)) if needed else None, **chosen)
-    rows = new(autoregressive(model, together, num_steps=4, **settings), PROMPTS)
-    for row, text in enumerate(PROMPTS):
-        alone = batch([text], 8, generators=generators([row]) if needed else None, **chosen)
-        assert new(autoregressive(model, alone, num_steps=4, **settings), [text])[0] == rows[row]
+    assert run([0, 1, 2]) == [run([row])[0] for row in range(3)]
 
 
 def test_rows_end_by_themselves_and_leave_the_model(looped):
@@ -133,8 +129,8 @@ def test_logits_without_a_usable_token_are_told(looped):
         ({"num_steps": 4097}, "num_steps=4097 is out of range"),
         ({"num_steps": 2.5}, "num_steps=2.5 is not a whole number"),
         ({"init_scale": float("nan")}, "init_scale=nan"),
-        ({"compat": "paper", "continuous_compute": True}, "compat='paper'"),
-        ({"sharing": "compress"}, "cache sharing 'compress'"),
+        ({"compat": "paper"}, "compat='paper'"),
+        ({"cache_budget": "compress"}, "cache sharing 'compress'"),
     ],
 )
 def test_bad_settings(looped, settings, message):

@@ -31,8 +31,8 @@ def test_recorded_runs(looped, index):
         num_steps=run["num_steps"],
         draft_steps=options["draft_steps"],
         lookahead=options["lookahead_for_draft"],
-        threshold=options.get("verification_threshold", 1.0),
-        sharing=run["strategy"],
+        accept_threshold=options.get("verification_threshold", 1.0),
+        cache_budget=run["strategy"],
         compat="reference",
     )
     assert mine.ids[0].tolist() == run["tokens"]
@@ -258,7 +258,7 @@ def test_drawn_text_of_a_row_does_not_depend_on_its_neighbours(looped):
 def test_a_lower_threshold_accepts_more(looped):
     model, request = looped.model("random_121"), batch(PROMPTS, 12)
     runs = [
-        self_speculative(model, request, num_steps=6, draft_steps=1, threshold=t)
+        self_speculative(model, request, num_steps=6, draft_steps=1, accept_threshold=t)
         for t in (1.0, 0.2)
     ]
     strict, loose = (sum(r.accepted for r in run.spent.rounds) for run in runs)
@@ -289,8 +289,8 @@ def test_logits_that_are_not_numbers_are_told(looped):
         ({"draft_steps": 0}, "draft_steps=0 is out of range"),
         ({"num_steps": 5000}, "num_steps=5000 is out of range"),
         ({"lookahead": 0}, "lookahead=0"),
-        ({"threshold": 0.0}, "threshold=0.0"),
-        ({"threshold": 1.5}, "threshold=1.5"),
+        ({"accept_threshold": 0.0}, "accept_threshold=0.0"),
+        ({"accept_threshold": 1.5}, "accept_threshold=1.5"),
         ({"compat": "reference"}, "one row"),
         ({"compat": "paper"}, "compat='paper'"),
     ],
@@ -302,5 +302,5 @@ def test_bad_settings(looped, options, message):
 
 def test_a_share_of_the_top_probability_cannot_be_drawn(looped):
     request = batch(PROMPTS[:1], 2, generators=[torch.Generator()])
-    with pytest.raises(UsageError, match=r"threshold=0.5 .* not drawing"):
-        self_speculative(looped.model("trained_242"), request, threshold=0.5)
+    with pytest.raises(UsageError, match=r"accept_threshold=0.5 .* not drawing"):
+        self_speculative(looped.model("trained_242"), request, accept_threshold=0.5)
