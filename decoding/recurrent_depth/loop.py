@@ -86,8 +86,7 @@ class Loop:
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: Any,
-        attention_mask: Tensor | None = None,
-        **unused: Any,
+        **prepared: Any,  # naming attention_mask here would make transformers pass it twice
     ) -> Tensor:
         """`input_ids` [B, L] int64, padded on the left -> [B, L + new], padded on the right."""
         looped = require_looped(model, needed_by=f"the sampler '{self.name}'")
@@ -95,7 +94,7 @@ class Loop:
         request = Request(
             input_ids,
             generation_config.max_length - input_ids.shape[1],
-            attention_mask=attention_mask,
+            attention_mask=prepared.get("attention_mask"),
             logits_processor=logits_processor,
             warpers=self.cuts,
             generators=seeds and [torch.Generator().manual_seed(seed) for seed in seeds],

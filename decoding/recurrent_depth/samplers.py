@@ -10,12 +10,12 @@ from functools import partial
 from typing import Any, Literal
 
 from ..sampling import Sampler
-from . import adaptive as by_need
-from . import autoregressive as plain
-from . import speculative
+from .adaptive import adaptive as think_adaptively
+from .autoregressive import autoregressive as think_alike
 from .exits import resolve
 from .loop import register, sampler
 from .request import Compat
+from .speculative import self_speculative as speculate
 
 
 @register("autoregressive")
@@ -34,7 +34,7 @@ def autoregressive(
 ) -> Sampler:
     """The same number of recurrences for every token; see `autoregressive.autoregressive`."""
     run = partial(
-        plain.autoregressive,
+        think_alike,
         num_steps=num_steps,
         cache_budget=cache_budget,
         init_scale=init_scale,
@@ -75,7 +75,7 @@ def adaptive(
     """As many recurrences as each token needs; see `adaptive.adaptive`."""
     resolve(criterion, exit_threshold)
     run = partial(
-        by_need.adaptive,
+        think_adaptively,
         num_steps=num_steps,
         criterion=criterion,
         exit_threshold=exit_threshold,
@@ -117,7 +117,7 @@ def self_speculative(
 ) -> Sampler:
     """Drafts with few recurrences, verified with many; see `speculative.self_speculative`."""
     run = partial(
-        speculative.self_speculative,
+        speculate,
         num_steps=num_steps,
         draft_steps=draft_steps,
         lookahead=lookahead,

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from linearize.errors import UsageError
 from linearize.recurrent_depth.interface import LoopedModel, require_looped
@@ -56,8 +57,9 @@ def self_speculative(
     - `compat`: "reference": the rounds of the released code. When all drafts are accepted there is
       no further token, and the last round may run past `max_new_tokens`. One row, greedy.
 
-    The request's processor is applied to verified tokens only, to each once and in order, as in
-    plain decoding: drafts that it forbids are rejected. Drafts are drawn after the same warpers.
+    The request's processor is applied to verified tokens, to each once and in order, as in plain
+    decoding. Drafts are made with copies of its remedies (those with a method `ahead`) and drawn
+    after the same warpers, so that few of them are rejected for that.
 
     Raises `UsageError` for a model that is not looped and for values out of range, `CheckError`
     for logits without a usable token.
@@ -146,24 +148,40 @@ class _Speculation:
     def _draft(self) -> _Drafts:
         depth, request = self.depth, self.request
         counts = [self._count(row) for row in depth.rows]
+        guides = [self._guide(row) for row in depth.rows]
+        texts = [self._text(row) for row in depth.rows]
         first, token = self._cached(), self._last()
         tokens, probs = [], []
         for i in range(max(counts)):
             here = torch.tensor(counts) > i
             where = (first + i).where(here, torch.tensor(-1))[:, None]
-            logits = depth.fixed(token, where, self.draft_steps)[:, -1].nan_to_num(0.0)
+            logits = depth.fixed(token, where, self.draft_steps)[:, -1]
+            scores = torch.cat(
+                [
+                    guide(text, own[None])
+                    for guide, text, own in zip(guides, texts, logits, strict=True)
+                ]
+            ).nan_to_num(0.0)  # the verifier tells of broken logits
             if request.generators is None:
-                token = logits.argmax(-1, keepdim=True)
+                token = scores.argmax(-1, keepdim=True)
             else:
-                p = request.probs(logits)
+                p = request.probs(scores)
                 u = [
                     request.uniform(r) if h else 0.0 for r, h in zip(depth.rows, here, strict=True)
                 ]
                 token = pick(p, torch.tensor(u, dtype=torch.float64).to(p.device))[:, None]
                 probs.append(p)
             tokens.append(token)
+            texts = [
+                torch.cat([text, own[None]], 1) for text, own in zip(texts, token, strict=True)
+            ]
         drafted = torch.cat([self._last()[:, :0], *tokens], 1)
         return _Drafts(counts, drafted, torch.stack(probs, 1) if probs else None)
+
+    def _guide(self, row: int) -> LogitsProcessorList:
+        """Copies of a row's remedies, which may run ahead of the text."""
+        own = self.request.per_row[row].logits_processor
+        return LogitsProcessorList(p.ahead() for p in own if hasattr(p, "ahead"))
 
     def _verify(self, drafts: _Drafts) -> Tensor:
         """Logits [B, 1 + G, V] after each row's last token and each of its drafts."""
@@ -194,8 +212,7 @@ class _Speculation:
         - `probs` [n, V] that the drafts were drawn from.
         """
         own = self.request.per_row[row]
-        known = own.input_ids.new_tensor([self.rows.tokens[row]], dtype=torch.long)
-        ids = torch.cat([own.input_ids, known], 1)
+        ids = self._text(row)
         gained: list[int] = []
         for n in range(min(len(logits), len(drafted) + 1)):
             scores = own.scores(ids, logits[n : n + 1])[0]
@@ -232,6 +249,12 @@ class _Speculation:
     def _cached(self) -> Tensor:
         """[B] `_stays` of every row at work, which is where its last token stands."""
         return torch.tensor([self._stays(row) for row in self.depth.rows])
+
+    def _text(self, row: int) -> Tensor:
+        """[1, n] ids of a row so far."""
+        prompt = self.request.per_row[row].input_ids
+        new = torch.tensor([self.rows.tokens[row]], dtype=prompt.dtype, device=prompt.device)
+        return torch.cat([prompt, new], 1)
 
     def _last(self) -> Tensor:
         """[B, 1] each row's last token."""
