@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
-from linearize import recipe
+from linearize import pretrained, recipe
+from linearize.cli import decode
 from linearize.cli.main import app
+from linearize.decoding import REMEDIES, SAMPLERS, generate
+from linearize.decoding.remedies import options_of
+from linearize.eval.suites.repetition import figures
 from linearize.liger import bases, gates
 from linearize.liger.spec import MIXES
 from linearize.training.objectives import OBJECTIVES
@@ -88,6 +95,65 @@ def test_recipes_of_finetunings_build_and_are_explained(name: str) -> None:
     assert name in built.training.objective
     assert set(built.training.objective) <= set(OBJECTIVES)
     explained(name)
+
+
+DECODING = (ROOT / "docs" / "decoding.md").read_text()
+
+
+@pytest.mark.parametrize("name", REMEDIES)
+def test_every_option_of_a_remedy_is_in_the_table_with_its_default(name: str) -> None:
+    rows = DECODING.partition(f"| `{name}` |")[2]
+    told = dict(re.findall(r"\| `(\w+)` \| (.*) \|", rows.split("\n| `", 1)[0]))
+    assert list(told) == list(options_of(name))
+    for option, default in options_of(name).items():
+        if option != "breakers":  # marks that would break the table
+            assert told[option] == str(default)
+
+
+def test_every_sampler_is_named() -> None:
+    assert all(f"`{name}`" in DECODING for name in SAMPLERS)
+
+
+@pytest.mark.parametrize("name", ["greedy", "sample", "beam"])
+def test_every_option_of_a_sampler_is_in_the_table_with_its_default(name: str) -> None:
+    row = re.search(rf"^\| `{name}`.*$", DECODING, re.MULTILINE)[0]
+    for option in inspect.signature(SAMPLERS[name]).parameters.values():
+        assert f"`{option.name}` {option.default}" in row
+
+
+def test_every_flag_of_decode_is_listed() -> None:
+    listed = DECODING.partition("### All flags")[2].partition("\n## ")[0]
+    flags = {o for p in typer.main.get_command(decode.app).params for o in p.opts}
+    assert set(re.findall(r"`(--[\w-]+)`", listed)) == {f for f in flags if f.startswith("--")}
+
+
+def test_every_figure_of_the_suite_is_defined() -> None:
+    record = {"text": "a", "ids": [1], "finish_reason": "eos", "seconds": 1.0}
+    found = figures(["b = "], [record], "python")
+    defined = DECODING.partition("| figure |")[2].partition("\n\n")[0]
+    for name in [*found, "changed"]:
+        assert f"`{name}`" in defined
+
+
+def test_the_example_in_contributing_works() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    path = pretrained.locate("embedded")
+    model, tokenizer = pretrained.load(path), pretrained.tokenizer(path)
+    try:
+        exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {"__name__": "example"})
+        plain, same, calm = (
+            generate(model, tokenizer, "x = 1\n", max_new_tokens=24, **way)[0].ids
+            for way in (
+                {},
+                {"sampler": "lookup", "tokens": 3},
+                {"remedies": {"no-stutter": {"strength": 100.0}}},
+            )
+        )
+    finally:
+        SAMPLERS.pop("lookup", None)
+        REMEDIES.pop("no-stutter", None)
+    assert same == plain
+    assert all(a != b for a, b in pairwise(calm))
 
 
 def explained(name: str) -> None:

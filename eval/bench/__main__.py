@@ -117,6 +117,7 @@ _SAMPLERS = (
     "tokens/s",
     "of greedy",
     "by CPU time",
+    "alone, CPU ms",
     "ms to first token",
 )
 
@@ -159,6 +160,7 @@ def _sampler_rows(record: dict[str, Any]) -> Iterator[list[str]]:
             f"{record['batch'] / seconds:.1f}",
             f"{reference / seconds:.2f}",
             f"{cpu[samplers.REFERENCE] / cpu[way]:.2f}",
+            f"{1e3 * record['alone_seconds'][way]:.2f}",
             f"{1e3 * record['start_seconds'][way]:.0f}",
         ]
 

@@ -70,7 +70,8 @@ def run(
     counted, so that penalties apply at every turn), `batch`, `context`, `tokens`;
     `seconds` and `cpu_seconds` per step and `start_seconds` (up to the first new token), for greedy
     and every remedy: medians over rounds in which all take turns. `cpu_seconds` is the processor
-    time of the process, which other programs on a busy machine disturb less.
+    time of the process, which other programs on a busy machine disturb less; `alone_seconds` is
+    that of the remedy's own calls, without a model.
 
     - `names`: remedies; None for all. Those for code are told that it is Python.
     """
@@ -88,6 +89,10 @@ def run(
                     "batch": batch,
                     "context": context,
                     "tokens": tokens,
+                    "alone_seconds": {
+                        name: _alone(model, tokenizer, rows, context, way)
+                        for name, way in ways.items()
+                    },
                     **_compare(model, tokenizer, rows, context, ways, rounds),
                 }
 
@@ -113,6 +118,22 @@ def _rows(tokenizer: Any, batch: int, length: int, *, loop: bool) -> Tensor:
         ids = tokenizer(text[: 16 * length], verbose=False).input_ids
         rows.append(ids[:length])
     return torch.tensor(rows)
+
+
+def _alone(
+    model: Any, tokenizer: Any, rows: Tensor, context: int, way: Mapping[str, Mapping[str, Any]]
+) -> float:
+    """Processor time per step of the calls alone; the first, which reads the prompt, left out."""
+    rows = rows.to(model.device)
+    scores = torch.randn(len(rows), model.config.vocab_size, device=model.device)
+    processors = remedies.make(way, tokenizer, prompt_length=context)
+    processors(rows[:, :context], scores)
+    wait()
+    began = time.process_time()
+    for length in range(context + 1, rows.shape[1]):
+        processors(rows[:, :length], scores)
+    wait()
+    return (time.process_time() - began) / (rows.shape[1] - context - 1)
 
 
 def _compare(

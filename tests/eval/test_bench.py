@@ -77,6 +77,8 @@ def test_samplers_bench_times_every_remedy_beside_greedy(tmp_path, capsys):
         for kind in ("seconds", "cpu_seconds", "start_seconds"):
             assert list(record[kind]) == ["greedy", "rpg", "dry"]
             assert all(value > 0 for value in record[kind].values())
+        alone = record["alone_seconds"]
+        assert alone["rpg"] > alone["greedy"], "greedy has no remedy to call"
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(table) == 2 + 4 * 3
 
