@@ -1,5 +1,6 @@
 """How tokens are chosen: works with any causal LM of transformers."""
 
+from . import recurrent_depth
 from .generate import Generation, generate
 from .remedies import REMEDIES
 from .repetition import DRY, RPG, DittoCap, NoRepeatNGram, RepetitionPenalty, RPGReleased
@@ -16,4 +17,5 @@ __all__ = [
     "RPGReleased",
     "RepetitionPenalty",
     "generate",
+    "recurrent_depth",
 ]

@@ -58,11 +58,13 @@ class Depth:
         if self._scale:
             for i, row in enumerate(self.rows):
                 real = (where[i] >= 0).nonzero()[:, 0].to(z.device)
-                generator = None if self._generators is None else self._generators[row]
-                z[i, real] = self.model.initial_state(
-                    (len(real),), scale=self._scale, generator=generator
-                )
+                z[i, real] = self.fresh(row, len(real))
         return z
+
+    def fresh(self, row: int, count: int) -> Tensor:
+        """[count, h] states for tokens of a row of the request."""
+        generator = None if self._generators is None else self._generators[row]
+        return self.model.initial_state((count,), scale=self._scale, generator=generator)
 
     def embed(self, ids: Tensor) -> Tensor:
         """The prelude: ids [B, W] -> e [B, W, h]."""

@@ -138,7 +138,6 @@ class Reference:
         latents = self.z
         new = self._decide(where)
         h = self._append(new)
-        z = self.z
         newest, criterion = self._freeze(h)
         self.cache.trim(self.committed)
         if self.on_step is not None:
@@ -149,6 +148,7 @@ class Reference:
                     "tokens_out": list(self.ids),
                     "cache_index": c,
                     "width": width,
+                    "spent": self.spent[c : c + width],
                     "greedy_new": new,
                     "criterion": criterion,
                     "k": self.pointer,

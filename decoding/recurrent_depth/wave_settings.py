@@ -88,6 +88,11 @@ class WaveSettings:
                 f"cache_budget={self.cache_budget!r} with verify=True: plain autoregression keeps "
                 "all recurrences, and so does the check; leave it out"
             )
+        if self.verify and (self.init_scale or self.noise):
+            raise UsageError(
+                "verify=True compares with autoregression from zero states: leave out init_scale "
+                "and noise"
+            )
         if not self.prefill and not reference:
             raise UsageError("prefill=False is the released code's: add compat='reference'")
 

@@ -12,10 +12,32 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from linearize.decoding.recurrent_depth.reference import Reference
 from linearize.decoding.recurrent_depth.wave_settings import WaveSettings
 
-TRAINED = """paper_r4 paper_r4_p1 paper_r4_p2 paper_r4_p3 r8 r2_noise05_random r2_sqrt_mixer
-r1_noise02_constant ema0_exit01 ema05 strict_exit wave4 wave1_livelock headway2 fixed_r4
-token_stability accel1 accel2 continuous no_prefill cache_full cache_s16 stop_token
-greedy_reppenalty""".split()
+TRAINED = [
+    "paper_r4",
+    "paper_r4_p1",
+    "paper_r4_p2",
+    "paper_r4_p3",
+    "r8",
+    "r2_noise05_random",
+    "r2_sqrt_mixer",
+    "r1_noise02_constant",
+    "ema0_exit01",
+    "ema05",
+    "strict_exit",
+    "wave4",
+    "wave1_livelock",
+    "headway2",
+    "fixed_r4",
+    "token_stability",
+    "accel1",
+    "accel2",
+    "continuous",
+    "no_prefill",
+    "cache_full",
+    "cache_s16",
+    "stop_token",
+    "greedy_reppenalty",
+]
 RANDOM = ["rnd_r1_noise_wave12", "rnd_r2_exit02", "rnd_r3_exit003", "rnd_r4_exit01"]
 CASES = [f"trained_242/{case}" for case in TRAINED] + [f"random_242/{case}" for case in RANDOM]
 
@@ -29,8 +51,19 @@ NAMES = {
     "cache_lookup_strategy": "cache_budget",
     "max_diffusion_steps": "max_steps",
 }
-EXACT = """tokens_in tokens_out cache_index width greedy_new k frozen_len frozen_tail
-headway_in_step cache_len_after states_after""".split()
+EXACT = [
+    "tokens_in",
+    "tokens_out",
+    "cache_index",
+    "width",
+    "greedy_new",
+    "k",
+    "frozen_len",
+    "frozen_tail",
+    "headway_in_step",
+    "cache_len_after",
+    "states_after",
+]
 
 
 def settings(given: dict[str, Any]) -> WaveSettings:

@@ -1,0 +1,343 @@
+"""Diffusion forcing: many positions of a text in work at once, each a draft until it settles.
+
+Every step applies the core a few times to a wave of positions, decodes all of them, replaces drafts
+by what is predicted now, and lets new positions in. A looped model corrects the state of a position
+whose token has changed, because the core sees the token at every recurrence. A position is final
+once it has settled, all left of it are final, and its token is what they predict.
+
+Source: Geiping et al., arXiv 2510.14961, algorithm 1. `reference` runs it as the authors released
+it; this is ours: aligned comparison, batches, an end after r recurrences at most, exact mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from linearize.errors import UsageError
+from linearize.recurrent_depth.interface import LoopedModel, require_looped
+
+from ..sampling import Sampler
+from .choosing import Chooser
+from .depth import Depth
+from .freezing import RULES, Look, relative
+from .loop import Rows, register, sampler
+from .noise import SCHEDULES, mix
+from .reference_rows import reference_rows
+from .request import Compat, Request, Run, recurrences
+from .verifying import verified
+from .wave import Line, Wave
+from .wave_settings import WaveSettings
+from .wave_spent import WaveSpent
+
+
+@torch.no_grad()
+def diffuse(
+    model: LoopedModel,
+    request: Request,
+    settings: WaveSettings,
+    *,
+    seeds: Sequence[int] | None = None,
+) -> Run:
+    """Continue each row of a request; rows advance at their own speed and leave when done.
+
+    - `seeds`: one per row, of random states; None: 0 for all.
+
+    Raises `UsageError` for a model that is not looped and settings that do not fit it,
+    `CheckError` for logits without a usable token.
+    """
+    require_looped(model, needed_by="the sampler 'diffusion-forcing'")
+    seeds = [0] * len(request.input_ids) if seeds is None else seeds
+    if settings.compat == "reference":
+        return reference_rows(model, request, settings, seeds=seeds)
+    return Diffusion(model, request, settings, seeds).run()
+
+
+class Diffusion:
+    """One batch; `run` it once."""
+
+    def __init__(
+        self, model: LoopedModel, request: Request, settings: WaveSettings, seeds: Sequence[int]
+    ) -> None:
+        self.request, self.settings = request, settings
+        self.steps = recurrences(model.loop, settings.num_steps)
+        if settings.inner_recurrence > self.steps:
+            raise UsageError(
+                f"inner_recurrence={settings.inner_recurrence} is more than num_steps="
+                f"{self.steps}, the recurrences of a finished token; lower it"
+            )
+        if isinstance(settings.cache_budget, int) and settings.cache_budget > self.steps:
+            raise UsageError(
+                f"cache_budget={settings.cache_budget} keeps more recurrences than the num_steps="
+                f"{self.steps} that are run; lower it, or None for all"
+            )
+        # A step works on the last kept recurrences: there older tokens are what they came to.
+        self.first_step = self.steps - settings.inner_recurrence
+        self.sharing = None if settings.verify else settings.cache_budget
+        self.depth = Depth(
+            model,
+            request.seeded(seeds),
+            sharing=self.sharing,
+            init_scale=settings.init_scale,
+            ahead=0,
+        )
+        self.chooser, self.rows = Chooser(request), Rows(request)
+        B = len(request.input_ids)
+        self.lengths = request.real.sum(1).tolist()
+        self.proposed: list[list[int]] = [[] for _ in range(B)]
+        self.spent = WaveSpent(
+            steps=[[] for _ in range(B)],
+            widths=[[] for _ in range(B)],
+            trace=[[] for _ in range(B)] if settings.trace else [],
+        )
+
+    def run(self) -> Run:
+        self._prefill()
+        count = 0
+        while self.wave is not None:
+            self._step()
+            count += 1
+            if self.settings.max_steps is not None and count >= self.settings.max_steps:
+                break
+        self.spent.core_passes = self.depth.spent.core_passes
+        self.spent.core_tokens = self.depth.spent.core_tokens
+        return Run(self.rows.ids(), self.spent)
+
+    def _prefill(self) -> None:
+        logits = self.depth.fixed(self.request.input_ids, self.request.where, self.steps)
+        for row, scores in enumerate(logits[:, -1]):
+            self._finish(row, [self.chooser.final(scores, row, [])], [self.steps])
+        self.rows.ask()
+        lines = [
+            Line(row, self.lengths[row], self.rows.tokens[row][-1:])
+            for row, done in enumerate(self.rows.done)
+            if not done
+        ]
+        self.depth.keep([not done for done in self.rows.done])
+        self.wave = None
+        if lines:
+            remember = self.settings.freeze.startswith("latent-acceleration")
+            self.wave = Wave(lines, self._fresh, remember=remember)
+
+    def _fresh(self, line: Line, count: int, newest: Tensor) -> Tensor:
+        if self.settings.continuous_compute and len(newest):
+            return newest[-1:].expand(count, -1)
+        return self.depth.fresh(line.row, count)
+
+    def _step(self) -> None:
+        wave, settings = self.wave, self.settings
+        logits = self._pass(wave)
+        texts = [self._text(line) for line in wave.lines]
+        new = self.chooser.drafts(
+            logits, [x.row for x in wave.lines], [len(t) for t in texts], texts
+        ).tolist()
+        for line, tokens in zip(wave.lines, new, strict=True):
+            line.spend(settings.inner_recurrence)
+            line.predict(tokens)
+            self.spent.widths[line.row].append(len(line))
+        settled, broken = self._settled(logits)
+        tips, dropped = [], []
+        for b, line in enumerate(wave.lines):
+            tips.append(new[b][len(line) - 1])
+            count = line.final(new[b], settled[b])
+            if settings.trace:
+                self.spent.trace[line.row].append(line.record(count))
+            count = self._freeze(line, count, new[b], logits[b], broken[b])
+            line.redraft(new[b])
+            line.drop(count)
+            dropped.append(count)
+        if settings.verify:
+            self._verify()
+        self.rows.ask()
+        self._advance(tips, dropped)
+
+    def _pass(self, wave: Wave) -> Tensor:
+        """Embed, mix, recur, decode: logits [B, W, V]."""
+        settings, depth = self.settings, self.depth
+        depth.at(wave.positions())
+        ids = wave.each("tokens").to(wave.device)
+        e = depth.embed(ids)
+        self.lag = torch.zeros_like(e[..., 0])
+        if settings.momentum:
+            old = torch.where(wave.known[..., None], wave.e_old, e)
+            mixed = wave.e_old = torch.lerp(e, old, settings.momentum)
+            self.lag, e = relative(mixed - e, e), mixed
+        z = wave.z
+        if settings.noise:
+            level = settings.noise * SCHEDULES[settings.noise_schedule](
+                wave.each("total").float(), self.steps
+            )
+            u = torch.zeros_like(z)
+            for b, line in enumerate(wave.lines):
+                u[b, : len(line)] = depth.fresh(line.row, len(line))
+            z = mix(z, u, level.to(wave.device), settings.noise_mixing)
+        for step in range(self.first_step, self.steps):
+            z = depth.core(z, e, step)
+        wave.z = z
+        return depth.decode(z, keep=0)
+
+    def _settled(self, logits: Tensor) -> tuple[list[list[bool]], list[list[bool]]]:
+        """[B, W] which positions have settled, and whose logits are NaN or infinite."""
+        wave, settings = self.wave, self.settings
+        look = Look(
+            wave.z,
+            wave.z1,
+            wave.z2,
+            self.lag,
+            wave.each("since"),
+            wave.each("unchanged"),
+            settings.exit_threshold,
+            self.steps,
+            settings.inner_recurrence,
+        )
+        broken = ~logits.amax(-1).isfinite()
+        settled = RULES[settings.freeze](look).to(broken.device) | broken
+        settled, broken = torch.stack([settled, broken]).tolist()
+        limit = self.steps
+        for line, flags in zip(wave.lines, settled, strict=True):
+            for i, since in enumerate(line.since):
+                flags[i] = flags[i] or since >= limit
+        return settled, broken
+
+    def _freeze(
+        self, line: Line, count: int, new: list[int], logits: Tensor, broken: list[bool]
+    ) -> int:
+        """The first `count` predictions of a line are final; returns how many are in the end."""
+        if self.settings.verify:
+            self.proposed[line.row] += new[:count]
+            return count
+        if self.chooser.watched or any(broken[:count]):
+            text = self._text(line)
+            for i, scores in enumerate(logits[:count]):
+                token = self.chooser.final(scores, line.row, text + new[:i])
+                if token != new[i]:  # a processor that answers differently when asked again
+                    new[i], count = token, i + 1
+                    break
+        self._finish(line.row, new[:count], line.total[:count])
+        return count
+
+    def _verify(self) -> None:
+        """Check what is proposed if there is enough of it, or a text would end with it."""
+        lines = self.wave.lines
+        if not any(self._due(line.row) for line in lines):
+            return
+        proposals = [self.proposed[line.row] for line in lines]
+        texts = [self.rows.tokens[line.row] for line in lines]
+        found = verified(self.depth, self.chooser, lines, texts, proposals, self.steps)
+        for line, tokens in zip(lines, found, strict=True):
+            proposed, self.proposed[line.row] = self.proposed[line.row], []
+            self._finish(line.row, tokens, [self.steps] * len(tokens))
+            if tokens != proposed:
+                line.restart(line.first - len(proposed) + len(tokens), tokens[-1])
+        self.depth.trim(torch.tensor([line.first for line in lines]))
+
+    def _due(self, row: int) -> bool:
+        proposed = self.proposed[row]
+        left = self.request.max_new_tokens - len(self.rows.tokens[row])
+        full = len(proposed) >= min(self.settings.verify_every, left)
+        return full or not self.request.eos.isdisjoint(proposed)
+
+    def _finish(self, row: int, tokens: list[int], spent: list[int]) -> None:
+        self.rows.add(row, tokens)
+        have = len(self.rows.tokens[row])
+        self.spent.steps[row] = (self.spent.steps[row] + spent)[:have]
+
+    def _text(self, line: Line) -> list[int]:
+        return self.rows.tokens[line.row] + self.proposed[line.row]
+
+    def _advance(self, tips: list[int], dropped: list[int]) -> None:
+        """Rows that are done leave, the others take in new positions.
+
+        - `tips`: what the last position of each line predicts; further new ones repeat it.
+        """
+        wave, settings = self.wave, self.settings
+        stay = [b for b, line in enumerate(wave.lines) if not self.rows.done[line.row]]
+        if not stay:
+            self.wave = None
+            return
+        if len(stay) < len(wave.lines):
+            self.depth.keep([b in stay for b in range(len(wave.lines))])
+            wave.keep(stay)
+            tips, dropped = [tips[b] for b in stay], [dropped[b] for b in stay]
+        kept = [0 if line.fresh else len(line) for line in wave.lines]
+        for line, tip in zip(wave.lines, tips, strict=True):
+            if line.fresh:
+                line.fresh = False
+                continue  # it has just begun again, nothing is predicted yet
+            room = self.lengths[line.row] + self.request.max_new_tokens - 1 - line.end
+            if settings.max_wavefront:
+                room = min(room, settings.max_wavefront - len(line))
+            line.extend([tip] * max(0, min(settings.headway, room)))
+        wave.pack(dropped, kept)
+
+
+@register("diffusion-forcing")
+def diffusion_forcing(
+    *,
+    inner_recurrence: int = 4,
+    num_steps: int | None = None,
+    freeze: str = "latent-diff",
+    exit_threshold: float = 0.03,
+    headway: int = 1,
+    max_wavefront: int = 128,
+    noise: float | None = None,
+    noise_schedule: str | None = None,
+    noise_mixing: str = "linear",
+    momentum: float = 0.1,
+    init_scale: float | None = None,
+    continuous_compute: bool = False,
+    cache_budget: Any = 1,
+    max_steps: int | None = None,
+    prefill: bool = True,
+    verify: bool = False,
+    verify_every: int = 32,
+    compat: Compat = None,
+    trace: bool = False,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    typical: float = 1.0,
+) -> Sampler:
+    """Many positions at once, each a draft until it settles; for looped models.
+
+    The options are those of `WaveSettings` and, for drawing, of `sampling.sample`. `noise`,
+    `noise_schedule` and `init_scale` None: the paper's 0, "linear" and ours 0; with compat=
+    "reference" the released code's 0.5, "dampened" and 1. Raises `UsageError` as they do.
+    """
+    released = compat == "reference"
+    settings = WaveSettings(
+        inner_recurrence=inner_recurrence,
+        num_steps=num_steps,
+        freeze=freeze,
+        exit_threshold=exit_threshold,
+        headway=headway,
+        max_wavefront=max_wavefront,
+        noise=(0.5 if released else 0.0) if noise is None else noise,
+        noise_schedule=noise_schedule or ("dampened" if released else "linear"),
+        noise_mixing=noise_mixing,
+        momentum=momentum,
+        init_scale=(1.0 if released else 0.0) if init_scale is None else init_scale,
+        continuous_compute=continuous_compute,
+        cache_budget=cache_budget,
+        max_steps=max_steps,
+        prefill=prefill,
+        verify=verify,
+        verify_every=verify_every,
+        compat=compat,
+        trace=trace,
+    )
+    return sampler(
+        "diffusion-forcing",
+        lambda seeds: partial(diffuse, settings=settings, seeds=seeds),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        typical=typical,
+        draws=settings.draws,
+    )
