@@ -88,7 +88,8 @@ Stop = Annotated[list[str] | None, typer.Option(help="End before this string; ma
 Sampler = Annotated[
     str | None,
     typer.Option(
-        help="greedy, sample or beam. Default: the one whose options are given, else greedy.",
+        help="greedy, sample or beam; for looped models also diffusion-forcing, adaptive, "
+        "self-speculative, autoregressive. Default: the one whose options are given, else greedy.",
         rich_help_panel=CHOICE,
     ),
 ]
@@ -199,6 +200,13 @@ Explain = Annotated[
     typer.Option(
         "--explain",
         help="Show which tokens a remedy weakened, why, and by how much.",
+        rich_help_panel=LOOK,
+    ),
+]
+Trace = Annotated[
+    Path | None,
+    typer.Option(
+        help="Draw the wave of --sampler diffusion-forcing over time into this .png or .html file.",
         rich_help_panel=LOOK,
     ),
 ]

@@ -92,6 +92,9 @@ class Session:
         """A result as JSON tells it; `place` counts those of the same prompt."""
         found = asdict(result)
         del found["prompt"]  # the index; the prompt itself stands here
+        found["stats"].pop("trace", None)  # it is drawn
+        if not found["stats"]:
+            del found["stats"]
         return {
             **self.about,
             "prompt": prompt,

@@ -61,6 +61,7 @@ def decode(
     option: flags.Option = None,
     compare: flags.Compare = None,
     explain: flags.Explain = False,
+    trace: flags.Trace = None,
     layers: flags.Layers = None,
     tokenizer: flags.Tokenizer = None,
     device: flags.Device = "auto",
@@ -117,6 +118,11 @@ def decode(
         language=language,
     )
 
+    if trace is not None:
+        from ._decode_trace import traced
+
+        runs = traced(runs, trace, alone=source == "text" and compare is None and num_return == 1)
+
     from . import _decode_session as sessions
 
     session = sessions.load(
@@ -148,6 +154,10 @@ def decode(
         from ._decode_text import show
 
         results = show(session, text, start, runs[""], explain=explain)
+        if trace is not None:
+            from ._decode_trace import draw
+
+            draw(session, results[0], trace)
     _check_finite(results)
 
 
