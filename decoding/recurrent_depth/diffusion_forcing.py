@@ -51,6 +51,11 @@ def diffuse(
     `CheckError` for logits without a usable token.
     """
     require_looped(model, needed_by="the sampler 'diffusion-forcing'")
+    if not model.loop.injects_input:
+        raise UsageError(
+            f"{type(model).__name__} takes in a token only once, so the state of a draft that was "
+            "wrong could not be corrected; use 'autoregressive', 'adaptive' or 'self-speculative'"
+        )
     seeds = [0] * len(request.input_ids) if seeds is None else seeds
     if settings.compat == "reference":
         return reference_rows(model, request, settings, seeds=seeds)

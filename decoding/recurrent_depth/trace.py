@@ -63,12 +63,10 @@ def _extent(trace: Sequence[Mapping[str, Any]]) -> tuple[int, int, int]:
 
 
 def _words(trace: Sequence[Mapping[str, Any]], word: Callable[[int], str]) -> list[str]:
-    """What stood at each position last, line breaks made visible."""
+    """What stood at each position last."""
     first, count, _ = _extent(trace)
     last = {step["first"] + i: t for step in trace for i, t in enumerate(step["tokens"])}
-    return [
-        word(last[p]).replace("\n", "\\n") if p in last else "" for p in range(first, first + count)
-    ]
+    return [word(last[p]) if p in last else "" for p in range(first, first + count)]
 
 
 def _png(trace: Sequence[Mapping[str, Any]], path: Path, word: Callable[[int], str]) -> None:
@@ -87,11 +85,15 @@ def _png(trace: Sequence[Mapping[str, Any]], path: Path, word: Callable[[int], s
     axes.set_xlabel("step")
     axes.set_ylabel("position")
     if count <= 120:
-        # Any text is shown as it is: "$" would start a formula.
-        labels = [f"{first + i} {w}".replace("$", r"\$") for i, w in enumerate(_words(trace, word))]
+        labels = [f"{first + i} {_plain(w)}" for i, w in enumerate(_words(trace, word))]
         axes.set_yticks(range(count), labels, fontsize=6)
     figure.colorbar(image, ax=axes, label="recurrences")
     figure.savefig(path, dpi=120)
+
+
+def _plain(text: str) -> str:
+    """What any font has, and nothing that starts a formula."""
+    return ascii(text)[1:-1].replace("$", r"\$")
 
 
 def _html(trace: Sequence[Mapping[str, Any]], word: Callable[[int], str]) -> str:
@@ -109,7 +111,7 @@ def _html(trace: Sequence[Mapping[str, Any]], word: Callable[[int], str]) -> str
             )
     right = len(trace) * _CELL + 4
     labels = [
-        f'<text x="{right}" y="{(i + 0.8) * _CELL}">{first + i} {escape(w)}</text>'
+        f'<text x="{right}" y="{(i + 0.8) * _CELL}">{first + i} {escape(repr(w)[1:-1])}</text>'
         for i, w in enumerate(_words(trace, word))
     ]
     mean = sum(len(step["spent"]) for step in trace) / len(trace)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from linearize.decoding.recurrent_depth.noise import MIXINGS, SCHEDULES
 from linearize.decoding.recurrent_depth.request import Request, Run
 from linearize.decoding.recurrent_depth.wave_settings import WaveSettings
 from linearize.errors import CheckError, UsageError
+from linearize.recurrent_depth.interface import LoopFacts
 
 PROMPTS = ["c3:02,05,08,11,", "r:abcdabcdab", "s:ann sees ", "c5:10,15,20,25\nr:hhgh"]
 # Settings of recorded runs, under our names: what the released code needed is in the recording.
@@ -224,12 +227,21 @@ def test_criteria_see_every_token_in_turn_and_end_a_row(looped: Any) -> None:
 
 
 def test_broken_states_end_with_a_message(looped: Any) -> None:
-    from copy import deepcopy
-
     model = deepcopy(looped.model("random_121"))
     model.transformer["adapter"].weight.data.fill_(float("nan"))
     with pytest.raises(CheckError, match="NaN or infinite"):
         diffuse(model, request([[1, 2]], 4), WaveSettings(num_steps=4))
+
+
+def test_a_model_without_input_injection_is_refused(looped: Any) -> None:
+    class Blind(type(looped.model("random_121"))):
+        @property
+        def loop(self) -> LoopFacts:
+            return replace(super().loop, injects_input=False)
+
+    model = Blind(looped.model("random_121").config)
+    with pytest.raises(UsageError, match="Blind takes in a token only once"):
+        diffuse(model, request([[1, 2]], 4), WaveSettings())
 
 
 @given(

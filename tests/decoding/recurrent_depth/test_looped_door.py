@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import shutil
 import sys
 from copy import deepcopy
@@ -18,7 +20,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from linearize.cli import decode
 from linearize.decoding import SAMPLERS, generate
 from linearize.decoding.recurrent_depth.diffusion_forcing import diffuse
+from linearize.decoding.recurrent_depth.freezing import RULES
 from linearize.decoding.recurrent_depth.loop import Loop
+from linearize.decoding.recurrent_depth.noise import SCHEDULES
 from linearize.decoding.recurrent_depth.wave_settings import WaveSettings
 from linearize.errors import UsageError
 
@@ -198,3 +202,16 @@ def test_the_command_says_what_does_not_fit(
     code, _, err = command(*arguments)
     assert code == 2
     assert message in " ".join(err.split())
+
+
+def test_every_option_is_in_the_page() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "samplers.md").read_text()
+    table = page.partition("\n| option |")[2].partition("\n\n")[0]
+    shared = page.partition("All four take")[2].partition("\n\n")[0]
+    for name, option in inspect.signature(SAMPLERS["diffusion-forcing"]).parameters.items():
+        assert f"`{name}`" in table + shared
+        if row := re.search(rf"^\| `{name}` \|.*\| (.*) \|$", table, re.MULTILINE):
+            told = row[1].strip("`")
+            assert told in {str(option.default), "the model's", "0", "linear"}
+    for rule in [*RULES, *SCHEDULES]:
+        assert f"`{rule}`" in table
