@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class Result:
     summary: dict[str, Any]
 
 
-class Job:
+class Job(ABC):
     """One job that writes into `path`; what a kind of job adds is `run` and `card`."""
 
     def __init__(
@@ -64,13 +65,13 @@ class Job:
         self.config = pretrained.read_config(base, trust)
         self.hash = pretrained.content_hash(base)  # once: it reads every byte of the weights
 
+    @abstractmethod
     def run(self) -> dict[str, Any]:
         """All steps; returns what `result.json` holds."""
-        raise NotImplementedError
 
+    @abstractmethod
     def card(self, summary: dict[str, Any]) -> str:
         """The model card."""
-        raise NotImplementedError
 
     def load(self) -> PreTrainedModel:
         """The base, in the dtype it is trained in."""

@@ -32,8 +32,6 @@ from .source import Source
 
 Mode = Literal["nats", "centred", "signed"]
 LONGEST = 64  # tokens in the longest verbatim period
-
-
 RUNAWAY = 48  # looped tokens after which a text may end anywhere, complete or not
 
 

@@ -79,18 +79,19 @@ class Vocabulary:
             return wanted is None or wanted == size
 
         inner = _WORD.match(word[-1:]) is not None
-        found = [
+        found = {
             index
             for end in range(1, len(word) + 1)
-            for rest, blanks, index in self._from(word[:end])
-            if fits(blanks)
-            and (len(rest) == end or (end == len(word) and not (inner and _WORD.match(rest, end))))
-        ]
-        return torch.tensor(sorted(set(found)), dtype=torch.int64)
+            for rest, blanks, index in self._from(word[:end], exact=end < len(word))
+            if fits(blanks) and not (inner and _WORD.match(rest, end))
+        }
+        return torch.tensor(sorted(found), dtype=torch.int64)
 
-    def _from(self, start: bytes) -> Iterator[tuple[bytes, bytes, int]]:
+    def _from(self, start: bytes, *, exact: bool) -> Iterator[tuple[bytes, bytes, int]]:
+        """Words that begin with `start`, or are it: those come first."""
         for at in range(bisect_left(self._rests, start), len(self._words)):
-            if not self._rests[at].startswith(start):
+            rest = self._rests[at]
+            if not (rest == start if exact else rest.startswith(start)):
                 return
             yield self._words[at]
 
