@@ -24,7 +24,8 @@ for where, trust in ((sys.argv[1], True), (sys.argv[2], False)):  # the first ne
         import linearize
     model = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=trust)
     held = torch.load(where + "/held.pt")
-    assert torch.equal(model(held["ids"], num_steps=3).logits, held["logits"])
+    # Not bitwise: another process may add up in another order (threads, memory alignment).
+    torch.testing.assert_close(model(held["ids"], num_steps=3).logits, held["logits"])
     print(type(model).__name__, model.dtype)
 """
 
@@ -32,7 +33,7 @@ for where, trust in ((sys.argv[1], True), (sys.argv[2], False)):  # the first ne
 def test_round_trip_in_a_fresh_process(tmp_path: Path) -> None:
     ids = tokens(1, 6)
     for tied in (True, False):
-        model, where = small(tie_embeddings=tied), tmp_path / str(tied)
+        model, where = small(tie_embeddings=tied), tmp_path / ("tied" if tied else "untied")
         model.save_pretrained(where)
         logits = model(ids, num_steps=3).logits.detach()
         torch.save({"ids": ids, "logits": logits}, where / "held.pt")
@@ -41,7 +42,7 @@ def test_round_trip_in_a_fresh_process(tmp_path: Path) -> None:
         assert stored["tie_embeddings"] is tied
         assert "tie_word_embeddings" not in stored  # the released code refuses both together
     ended = subprocess.run(
-        [sys.executable, "-c", FRESH, str(tmp_path / "True"), str(tmp_path / "False")],
+        [sys.executable, "-c", FRESH, str(tmp_path / "tied"), str(tmp_path / "untied")],
         capture_output=True,
         text=True,
     )
