@@ -1,0 +1,1 @@
+"""The harness: lm-eval's tasks over every model and sampler of this package."""
