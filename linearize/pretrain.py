@@ -1,6 +1,6 @@
-"""The job that made the embedded model: tokenizer and Llama from scratch, from one recipe.
+"""Tokenizer and model from scratch, from one recipe: a Llama, or a looped model.
 
-    python -m linearize.pretrain --recipe embedded --out DIR [--resume]
+    python -m linearize.pretrain --recipe embedded|looped --out DIR [--resume]
 
 Data, packing, loop and checkpoints are those of conversions.
 """
@@ -14,20 +14,28 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import tokenizers
 import torch
 import transformers
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from . import recipe
 from .errors import LinearizeError, UsageError
 from .output import OutputDirectory
-from .recipe import DataSettings, TrainingSettings
+from .recipe import DataSettings, RecurrenceSettings, TrainingSettings
 from .training import corpora, data
-from .training.evaluate import loss_by_position, mean_loss, token_losses
+from .training.evaluate import loss_by_position, loss_by_recurrences, mean_loss, token_losses
 from .training.loop import train
 from .training.packing import Rows, build_rows
 from .training.tokenizer import train_bpe
@@ -37,9 +45,10 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class ModelSettings(_Strict):
+class LlamaSettings(_Strict):
     """Shape of the Llama; names and meaning are those of `LlamaConfig`."""
 
+    architecture: Literal["llama"] = "llama"
     hidden_size: int = Field(ge=1)
     num_hidden_layers: int = Field(ge=1)
     num_attention_heads: int = Field(ge=1)
@@ -49,6 +58,43 @@ class ModelSettings(_Strict):
     max_position_embeddings: int = Field(ge=2)
     initializer_range: float = Field(0.02, gt=0)
     tie_word_embeddings: bool = True
+
+    @property
+    def context(self) -> int:
+        return self.max_position_embeddings
+
+
+class RavenSettings(_Strict):
+    """Shape of the looped model; names and meaning are those of `RavenConfig`."""
+
+    architecture: Literal["huginn_raven"]
+    n_embd: int = Field(ge=2)
+    n_heads: int = Field(ge=1)
+    intermediate_size: int = Field(ge=1)
+    n_layers_in_prelude: int = Field(ge=0)
+    n_layers_in_recurrent_block: int = Field(ge=1)
+    n_layers_in_coda: int = Field(ge=0)
+    block_size: int = Field(ge=2)
+    mean_recurrence: int = Field(ge=1)
+    mean_backprop_depth: int = Field(ge=1)
+    rope_base: float = Field(10_000.0, gt=0)
+    tie_embeddings: bool = True
+
+    @property
+    def context(self) -> int:
+        return self.block_size
+
+
+def _architecture(settings: Any) -> str:
+    if isinstance(settings, dict):
+        return settings.get("architecture", "llama")
+    return settings.architecture
+
+
+AnyModel = Annotated[
+    Annotated[LlamaSettings, Tag("llama")] | Annotated[RavenSettings, Tag("huginn_raven")],
+    Discriminator(_architecture),
+]
 
 
 class TokenizerSettings(_Strict):
@@ -67,10 +113,11 @@ class Stage(_Strict):
 class PretrainRecipe(_Strict):
     """Everything `python -m linearize.pretrain` needs."""
 
-    model: ModelSettings
+    model: AnyModel
     tokenizer: TokenizerSettings
     data: DataSettings = DataSettings()
     training: TrainingSettings = TrainingSettings(objective={"next_token": 1.0})
+    recurrence: RecurrenceSettings | None = None  # of a looped model; the ramp is that of a stage
     stages: list[Stage] = Field([Stage()], min_length=1)
 
     def stage(self, index: int) -> tuple[DataSettings, TrainingSettings]:
@@ -84,9 +131,11 @@ class PretrainRecipe(_Strict):
     @model_validator(mode="after")
     def _stages_are_valid(self) -> PretrainRecipe:
         for index in range(len(self.stages)):
-            row, context = self.stage(index)[0].seq_len, self.model.max_position_embeddings
+            row, context = self.stage(index)[0].seq_len, self.model.context
             if row > context:
-                raise ValueError(f"rows of {row} tokens exceed max_position_embeddings={context}")
+                raise ValueError(f"rows of {row} tokens exceed the model's context of {context}")
+        if (self.recurrence is not None) != isinstance(self.model, RavenSettings):
+            raise ValueError("'recurrence' belongs to a looped model, and to no other")
         return self
 
 
@@ -113,16 +162,16 @@ def pretrain(settings: PretrainRecipe, out: Path, *, resume: bool = False) -> Pa
         began = time.perf_counter()
         torch.manual_seed(settings.training.seed)
         texts = (text for held_out, text in data.split(settings.data) if not held_out)
-        context = settings.model.max_position_embeddings
-        tokenizer = train_bpe(texts, vocab_size=settings.tokenizer.vocab_size, context=context)
+        size, context = settings.tokenizer.vocab_size, settings.model.context
+        tokenizer = train_bpe(texts, vocab_size=size, context=context)
         model = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(
-                "llama",
+                settings.model.architecture,
                 vocab_size=len(tokenizer),
                 bos_token_id=tokenizer.bos_token_id,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
-                **settings.model.model_dump(),
+                **settings.model.model_dump(exclude={"architecture"}),
             )
         )
         budgets = [settings.stage(i)[1].tokens for i in range(len(settings.stages))]
@@ -137,6 +186,7 @@ def pretrain(settings: PretrainRecipe, out: Path, *, resume: bool = False) -> Pa
                 rows,
                 settings=train_settings,
                 run_dir=directory.path / f"stage-{index + 1}",
+                recurrence=settings.recurrence,
                 evaluate=lambda model, rows=held_out, size=size: _loss(model, rows, size),
                 resume=resume,
             )
@@ -167,6 +217,10 @@ def pretrain(settings: PretrainRecipe, out: Path, *, resume: bool = False) -> Pa
                 "tokenizers": tokenizers.__version__,
             },
         }
+        if settings.recurrence is not None:
+            record["held_out_loss_by_recurrences"] = loss_by_recurrences(
+                model, held_out, batch_size=size
+            )
         model.to(torch.bfloat16).save_pretrained(directory.path)
         tokenizer.save_pretrained(directory.path)
         text = json.dumps(record, indent=1)

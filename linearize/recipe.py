@@ -98,6 +98,15 @@ class RepetitionSettings(_Strict):
     context: int = Field(64, ge=0)  # tokens of text kept before the first copy, at most
 
 
+class RecurrenceSettings(_Strict):
+    """How often the core of a looped model is applied in training; see training/recurrence.py."""
+
+    mean: int = Field(8, ge=1)  # recurrences, drawn anew for each optimizer step
+    backprop: int = Field(8, ge=1)  # the last so many carry gradient
+    ramp: float = Field(0.25, ge=0, le=1)  # share of the steps in which the mean rises from 1
+    shape: Literal["linear", "1-sqrt"] = "linear"  # of that rise; 1-sqrt stays low for longer
+
+
 class OutputSettings(_Strict):
     """What is written."""
 

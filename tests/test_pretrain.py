@@ -91,22 +91,43 @@ def test_a_model_comes_out_and_an_interrupted_run_gives_the_same(tmp_path: Path)
 
 
 def test_recipes_that_describe_no_model(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"model\.hidden_sice: Extra inputs"):
+    with pytest.raises(UsageError, match=r"model\.llama\.hidden_sice: Extra inputs"):
         pretrain.load(str(recipe(tmp_path, model=SHAPE | {"hidden_sice": 3})))
     with pytest.raises(UsageError, match=r"model: Field required"):
         pretrain.load("smoke")
-    with pytest.raises(UsageError, match="rows of 256 tokens exceed max_position_embeddings=128"):
+    with pytest.raises(UsageError, match="rows of 256 tokens exceed the model's context of 128"):
         pretrain.load(str(recipe(tmp_path, stages=[{"data": {"seq_len": 256}}])))
+    with pytest.raises(UsageError, match="'recurrence' belongs to a looped model"):
+        pretrain.load(str(recipe(tmp_path, recurrence={"mean": 4})))
     with pytest.raises(UsageError, match="learning_rat"):
         pretrain.load(str(recipe(tmp_path, stages=[{"training": {"learning_rat": 1}}])))
     with pytest.raises(InputError, match="did you mean 'embedded'"):
         pretrain.load("embeded")
 
 
-def test_the_shipped_recipe_is_valid() -> None:
+def test_the_shipped_recipes_are_valid() -> None:
     settings = pretrain.load("embedded")
     rows = [settings.stage(i)[0].seq_len for i in range(len(settings.stages))]
-    assert rows[-1] == settings.model.max_position_embeddings
+    assert rows[-1] == settings.model.context
+    assert pretrain.load("looped").recurrence.mean == 8
+
+
+def test_a_looped_model_comes_out(tmp_path: Path) -> None:
+    shape = {"architecture": "huginn_raven", "n_embd": 32, "n_heads": 2, "intermediate_size": 48}
+    layers = {f"n_layers_in_{part}": 1 for part in ("prelude", "recurrent_block", "coda")}
+    depth = {"mean_recurrence": 4, "mean_backprop_depth": 2, "block_size": 64}
+    settings = pretrain.load(
+        str(recipe(tmp_path, model=shape | layers | depth, recurrence={"mean": 4, "backprop": 2}))
+    )
+    out = pretrain.pretrain(settings, tmp_path / "looped")
+    record = json.loads((out / "pretraining.json").read_text())
+    found = record["held_out_loss_by_recurrences"]
+    assert list(found) == ["1", "2", "4", "8", "16", "32"]
+    assert found["4"] == pytest.approx(record["held_out_loss"])
+    assert found["4"] < 3.0  # ln(270) is 5.6
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert (type(model).__name__, model.dtype) == ("RavenForCausalLM", torch.bfloat16)
+    assert model.loop.recurrences == 4
 
 
 def test_the_command_ends_with_a_line_and_a_code(

@@ -34,7 +34,12 @@ def model_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor | bool]:
 
 @torch.no_grad()
 def token_losses(
-    model: nn.Module, rows: Rows, *, batch_size: int, max_tokens: int | None = None
+    model: nn.Module,
+    rows: Rows,
+    *,
+    batch_size: int,
+    max_tokens: int | None = None,
+    num_steps: int | None = None,
 ) -> Tensor:
     """Cross entropy of every target token of the first rows, in order.
 
@@ -43,6 +48,7 @@ def token_losses(
         rows: packed rows of T tokens.
         batch_size: rows per forward pass.
         max_tokens: stop after the first row that brings the tokens read to this number.
+        num_steps: recurrences of a looped model; None = the number in its config.
 
     Returns:
         `[N, T]` float32 on CPU, in nats; nan where there is no target.
@@ -51,12 +57,13 @@ def token_losses(
     if max_tokens is not None:
         count = min(count, -(-max_tokens // rows.seq_len))
     device = next(model.parameters()).device
+    depth = {} if num_steps is None else {"num_steps": num_steps}
     found = []
     with evaluating(model):
         for start in range(0, count, batch_size):
             batch = rows.batch(range(start, min(start + batch_size, count)))
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            logits = model(**model_inputs(batch)).logits
+            logits = model(**model_inputs(batch), **depth).logits
             # One row at a time: a float32 copy of all logits would double the peak.
             for scores, targets in zip(logits, batch["targets"], strict=True):
                 losses = F.cross_entropy(
@@ -72,6 +79,24 @@ def mean_loss(
     """Nats per target token, and the number of target tokens; arguments as in `token_losses`."""
     losses = token_losses(model, rows, batch_size=batch_size, max_tokens=max_tokens)
     return losses.double().nanmean().item(), int((~losses.isnan()).sum())
+
+
+def loss_by_recurrences(
+    model: nn.Module,
+    rows: Rows,
+    *,
+    batch_size: int,
+    recurrences: Sequence[int] = (1, 2, 4, 8, 16, 32),
+    max_tokens: int | None = None,
+) -> dict[int, float]:
+    """Nats per target token of a looped model at each number of recurrences."""
+    found = {}
+    for count in recurrences:
+        losses = token_losses(
+            model, rows, batch_size=batch_size, max_tokens=max_tokens, num_steps=count
+        )
+        found[count] = losses.double().nanmean().item()
+    return found
 
 
 def loss_by_position(

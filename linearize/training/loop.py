@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from ..errors import CheckError, Interrupted, OutputError, UsageError
-from ..recipe import TrainingSettings
+from ..recipe import RecurrenceSettings, TrainingSettings
 from . import checkpoint, objectives
 from .checkpoint import Progress
 from .devices import prepared
@@ -36,6 +36,7 @@ from .optimizer import adamw, set_rate, share_of_rate, steps_of
 from .packing import Rows, row_at
 from .progress import METRICS, Reporter, memory, read
 from .pseudo_repetition import RepeatedRows, repeats
+from .recurrence import recurrences
 
 OnStep = Callable[[dict[str, Any]], None]
 Evaluate = Callable[[nn.Module], float]
@@ -61,6 +62,7 @@ def train(
     settings: TrainingSettings,
     run_dir: Path,
     repeated: RepeatedRows | None = None,
+    recurrence: RecurrenceSettings | None = None,
     teacher: objectives.Teacher | None = None,
     evaluate: Evaluate | None = None,
     resume: bool = False,
@@ -76,6 +78,7 @@ def train(
         run_dir: gets `metrics.jsonl`, `checkpoints/` and, if installed, `tensorboard/`.
         repeated: rows for `ditto`, on which a share of the steps is spent instead; that step
             minimises the objectives for repeated rows, and none of the others.
+        recurrence: for a looped model, how often its core is applied; None leaves it to the model.
         teacher: context manager under which `model` is its own teacher, for `distill`.
         evaluate: held-out loss of the model in nats per token; called before the first step,
             every `eval_every` steps and after the last.
@@ -101,7 +104,7 @@ def train(
             "or choose an empty directory"
         )
     with prepared(model, settings) as accelerator:
-        run = _Run(accelerator, model, rows, settings, run_dir, repeated, teacher)
+        run = _Run(accelerator, model, rows, settings, run_dir, repeated, recurrence, teacher)
         if held:
             run.restore(held)
         return run.finish(evaluate, on_step)
@@ -118,11 +121,12 @@ class _Run:
         settings: TrainingSettings,
         run_dir: Path,
         repeated: RepeatedRows | None,
+        recurrence: RecurrenceSettings | None,
         teacher: objectives.Teacher | None,
     ) -> None:
         self.accelerator, self.model, self.rows = accelerator, model, rows
         self.settings, self.run_dir, self.teacher = settings, run_dir, teacher
-        self.repeated = repeated
+        self.repeated, self.recurrence = repeated, recurrence
         self.processes = accelerator.num_processes
         self.steps, self.step_tokens = steps_of(
             settings, seq_len=rows.seq_len, processes=self.processes
@@ -144,6 +148,7 @@ class _Run:
             "boundaries": rows.boundaries,
             "training text (checksum)": zlib.crc32(rows.starts, zlib.crc32(rows.tokens)),
             **(repeated.identity if repeated else {}),
+            **({"recurrence": recurrence.model_dump(mode="json")} if recurrence else {}),
         }
         self.progress = Progress()
 
@@ -222,10 +227,13 @@ class _Run:
         # Times the processes, because DDP averages their gradients.
         weights = counts * (self.processes / everywhere)
         sums: dict[str, Tensor] = {}
+        depth = None
+        if self.recurrence is not None:
+            depth = recurrences(step, self.steps, self.recurrence, seed=settings.seed)
         for part, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
             last = part == settings.accumulate - 1
             with nullcontext() if last else accelerator.no_sync(self.student):
-                found = self._backward(batch, weight)
+                found = self._backward(batch, weight, depth)
             sums = {name: sums.get(name, 0) + value for name, value in found.items()}
         if accelerator.scaler is not None:
             accelerator.scaler.unscale_(self.optimizer)
@@ -243,9 +251,13 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         rate = share * settings.learning_rate
         record = {"step": step, "tokens": step * self.step_tokens, **values}
+        if depth is not None:
+            record["recurrences"] = sum(depth)
         return record | {"lr": rate, "grad_norm": norm}
 
-    def _backward(self, batch: dict[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
+    def _backward(
+        self, batch: dict[str, Tensor], weight: Tensor, depth: tuple[int, int] | None
+    ) -> dict[str, Tensor]:
         """Forward and backward of one micro-batch: weighted loss and objectives, detached."""
         with self.accelerator.autocast():
             forward = objectives.Forward(
@@ -254,6 +266,7 @@ class _Run:
                 teacher=self.teacher,
                 student=self.student,
                 repetition=self.repeated and self.repeated.settings,
+                num_steps=depth,
             )
             loss, values = objectives.total(forward, self.settings.objective)
         del forward  # the teacher's logits: what backward needs, it holds itself

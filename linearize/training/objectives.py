@@ -32,6 +32,7 @@ class Forward:
         teacher: context manager under which `model` computes the teacher's logits.
         student: what to call for the student's logits, if not `model` itself (a DDP wrapper).
         repetition: how a batch of repeated rows is to be penalised.
+        num_steps: recurrences of a looped model; None where the model is none, or draws itself.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class Forward:
         teacher: Teacher | None = None,
         student: nn.Module | None = None,
         repetition: RepetitionSettings | None = None,
+        num_steps: tuple[int, int] | None = None,
     ) -> None:
         self.model = model
         self.batch = batch
         self.repetition = repetition or RepetitionSettings()
         self._teacher = teacher
         self._student = model if student is None else student
+        self._depth = {} if num_steps is None else {"num_steps": num_steps}
 
     @property
     def targets(self) -> Tensor:
@@ -57,7 +60,7 @@ class Forward:
     @cached_property
     def logits(self) -> Tensor:
         """The student's `[B, T, V]`, in the model's dtype, with gradient."""
-        return self._student(**model_inputs(self.batch)).logits
+        return self._student(**model_inputs(self.batch), **self._depth).logits
 
     @cached_property
     def teacher_logits(self) -> Tensor:
