@@ -19,6 +19,7 @@ from typing import Any
 _AUTO = "transformers.models.auto.configuration_auto"
 _LIGER = "linearize.liger.modeling"
 _RAVEN = "linearize.recurrent_depth.model"
+_LOOPED = "linearize.recurrent_depth.retrofitted"
 
 
 class _RegisterAfter(MetaPathFinder, Loader):
@@ -54,8 +55,11 @@ def when_transformers_loads() -> None:
 
 def _register(auto: ModuleType) -> None:
     from .liger import bases
+    from .recurrent_depth import families
 
     homes = {bases.PREFIX + base: lambda b=base: _real(_LIGER).CONFIGS[b] for base in bases.BASES}
+    for base in families.FAMILIES:
+        homes[families.PREFIX + base] = lambda b=base: _real(_LOOPED).CONFIGS[b]
     homes["huginn_raven"] = lambda: _real(_RAVEN).RavenConfig
     for name, real in homes.items():
         if name not in auto.CONFIG_MAPPING:

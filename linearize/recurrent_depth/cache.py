@@ -300,6 +300,9 @@ class CachedPlacement(Placement):
         whole = flat.index_copy(0, self._index, new.to(flat.dtype))
         return whole.unflatten(0, (len(seen), -1))[:, : self.columns]
 
+    def _keys_at(self) -> Tensor:
+        return super()._keys_at() if self.alone else torch.arange(self.columns)[None, None]
+
     def _visible(self) -> Tensor | None:
         if self.alone:
             return super()._visible()

@@ -56,10 +56,24 @@ class Placement:
         return k, v, self.bias(k.dtype)
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, part: str, layer: int, step: int = 0
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        part: str,
+        layer: int,
+        step: int = 0,
+        *,
+        window: int | None = None,
     ) -> Tensor:
-        """Softmax attention of q [B, W, H, D] over what `extend` returns -> [B, W, H, D]."""
+        """Softmax attention of q [B, W, H, D] over what `extend` returns -> [B, W, H, D].
+
+        - `window`: tokens that a token sees, itself included; None = all.
+        """
         keys, values, bias = self.extend(k, v, part, layer, step)
+        if window is not None and int(self.where.max()) >= window:
+            near = self.once((window, k.dtype), lambda: additive(self._near(window), k.dtype))
+            bias = near if bias is None else bias + near
         return F.scaled_dot_product_attention(
             q.transpose(1, 2),
             keys.transpose(1, 2),
@@ -72,6 +86,16 @@ class Placement:
     def bias(self, dtype: torch.dtype) -> Tensor | None:
         """What is seen as an additive bias; see `extend`."""
         return self.once(("bias", dtype), lambda: additive(self._visible(), dtype))
+
+    def _near(self, window: int) -> Tensor:
+        """[B, 1, W, n] bool: the last `window` tokens up to each one."""
+        at = self.where.clamp(min=0)  # an unused place sees itself, or column 0
+        back = (at[:, :, None] - self._keys_at()).to(self.device)
+        return ((back >= 0) & (back < window))[:, None]
+
+    def _keys_at(self) -> Tensor:
+        """[B, 1, n] position of each key on the CPU."""
+        return self.where.clamp(min=0)[:, None, :]
 
     def _visible(self) -> Tensor | None:
         """[B, 1, W, W] bool, None if plain causal."""

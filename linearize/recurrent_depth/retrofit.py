@@ -1,0 +1,68 @@
+"""Surgery: a pretrained LM -> prelude, core and coda with an adapter, function kept at one loop.
+
+Source: McLeish et al., arXiv 2511.07384: the first layers are the prelude, core and coda are taken
+from the end, the layers between are dropped.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..errors import InputError, UsageError
+from .families import find
+from .retrofitted import CONFIGS, MODELS, start
+from .spec import LoopSpec
+
+
+def looped_config(config: PreTrainedConfig, spec: LoopSpec) -> PreTrainedConfig:
+    """The config of the looped model, from its base's.
+
+    Raises `InputError` for a model that cannot be looped, `UsageError` for too few layers.
+    """
+    base = find(config)
+    if reasons := base.refusals(config):
+        raise InputError(f"this {base.model_type} model cannot be looped: {'; '.join(reasons)}")
+    kept = spec.kept(config.num_hidden_layers)
+    values = config.to_dict()
+    for name in ("model_type", "architectures", "auto_map"):
+        values.pop(name, None)
+    if values.get("layer_types") is not None:
+        values["layer_types"] = [values["layer_types"][i] for i in kept]
+    held = values.get("linearize") or {}
+    values |= {
+        "num_hidden_layers": len(kept),
+        "attention_dropout": 0.0,  # attention over a shared cache has none
+        "linearize": {**held, "loop": spec.to_dict(), "layers": kept},
+    }
+    return CONFIGS[base.model_type](**values)
+
+
+def retrofit(model: PreTrainedModel, spec: LoopSpec) -> PreTrainedModel:
+    """Cut a loaded transformers model, in place and without training.
+
+    At one recurrence the result computes what the model computes without its dropped layers; so it
+    does at any other number, until training teaches the adapter to look at the state.
+    Returns the same object, now of the looped class, which saves and loads as such.
+    Raises `InputError` for an unsupported model, `UsageError` for a spec that does not fit it.
+    """
+    if getattr(model, "peft_config", None):
+        raise UsageError("the model carries a peft adapter; merge it before looping")
+    old = model.config
+    base = find(old)
+    if type(model) is not getattr(base.modeling, f"{base.name}ForCausalLM"):
+        raise InputError(
+            f"{type(model).__name__} is not a causal language model of transformers; "
+            f"load it with AutoModelForCausalLM ({base.name}ForCausalLM)"
+        )
+    config = looped_config(old, spec)
+    for module in model.modules():
+        if getattr(module, "config", None) is old:
+            module.config = config
+    layers = model.model.layers
+    model.model.layers = nn.ModuleList(layers[i] for i in spec.kept(len(layers)))
+    for i, layer in enumerate(model.model.layers):
+        layer.self_attn.layer_idx = i
+    model.__class__ = MODELS[base.model_type]
+    start(model)
+    return model
