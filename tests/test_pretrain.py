@@ -123,7 +123,7 @@ def test_a_looped_model_comes_out(tmp_path: Path) -> None:
     record = json.loads((out / "pretraining.json").read_text())
     found = record["held_out_loss_by_recurrences"]
     assert list(found) == ["1", "2", "4", "8", "16", "32"]
-    assert found["4"] == pytest.approx(record["held_out_loss"])
+    assert found["4"] == pytest.approx(record["held_out_loss_bfloat16"])
     assert found["4"] < 3.0  # ln(270) is 5.6
     model = AutoModelForCausalLM.from_pretrained(out)
     assert (type(model).__name__, model.dtype) == ("RavenForCausalLM", torch.bfloat16)
