@@ -1,0 +1,72 @@
+"""Text that teaches recall: lists of pairs and reports, each followed by questions about it.
+
+A third of the documents is read once, a third is announced by its questions, and a third is
+announced and read twice: a model that saw nothing but this text would not know what to make of
+JRT-Prompt otherwise. Forms are those of the prompts (Arora et al. 2024, "Just read twice").
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from . import extraction, pairs
+from .extraction import Document
+from .seeds import generator
+
+FORMS = ("once", "announced", "twice")
+
+
+def write(path: Path, documents: int, *, seed: int, longest: int, questions: int = 4) -> Path:
+    """A JSONL file with one document per line under `text`.
+
+    Args:
+        seed: of the corpus; no two documents are equal but by chance.
+        longest: words of a document read once, at most; lengths are spread evenly over octaves.
+        questions: asked about a document, at most.
+    """
+    with path.open("w", encoding="utf-8") as file:
+        for text in texts(documents, seed=seed, longest=longest, questions=questions):
+            file.write(json.dumps({"text": text}) + "\n")
+    return path
+
+
+def texts(documents: int, *, seed: int, longest: int, questions: int = 4) -> Iterator[str]:
+    """The documents of `write`."""
+    for i in range(documents):
+        rng = generator(seed, i)
+        words = int(2 ** rng.uniform(3, np.log2(longest)))
+        form = FORMS[int(rng.integers(len(FORMS)))]
+        if rng.random() < 0.5:
+            made = pairs.document(rng, count=max(2, words // 2))
+        else:
+            made = report(rng, words)
+        count = min(len(made.facts), int(rng.integers(1, questions + 1)))
+        asked = [list(made.facts)[i] for i in rng.permutation(len(made.facts))[:count]]
+        yield told(made, asked, form)
+
+
+def report(rng: np.random.Generator, words: int) -> Document:
+    """A report with a fact per ten words, up to all there are."""
+    return extraction.fda_document(rng, words=words, attributes=int(np.clip(words // 10, 2, 16)))
+
+
+def told(made: Document, asked: list[str], form: str) -> str:
+    """A document with its questions and their answers, in one of `FORMS`."""
+    is_list = made.text.startswith("Pairs:")
+    answers = " ".join(
+        f"{key} {made.facts[key]}" if is_list else f"{_capital(key)}: {made.facts[key]}."
+        for key in asked
+    )
+    body = f"{made.text} {answers}"
+    if form == "once":
+        return body
+    told = f"Information about {', '.join(_capital(k) if not is_list else k for k in asked)}. "
+    return told + (f"{made.text}\n" if form == "twice" else "") + body
+
+
+def _capital(key: str) -> str:
+    return key[0].upper() + key[1:]
