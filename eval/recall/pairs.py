@@ -29,6 +29,7 @@ def pairs(items: int, *, seed: int = 0, count: int = 16) -> list[dict[str, str]]
     Words are distinct within an item, numbers need not be. Returns dicts with `key`, `value`,
     `text`. Raises `UsageError` for more pairs than there are words (210).
     """
+    at_least(0, items=items)
     return [_item(generator(seed, i), count) for i in range(items)]
 
 

@@ -7,11 +7,15 @@ section 3).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from linearize.errors import UsageError
 
 from .mqar import IGNORED, Examples
+from .pairs import WORDS
 from .seeds import at_least, generator
 
 OPEN, BETWEEN, ASK = 1, 2, 3
@@ -62,3 +66,28 @@ def set_disjointness(
     if items:
         labels[:, -1] = made[:, -1]
     return Examples(made[:, :-1], labels)
+
+
+def in_words(
+    items: int, *, seed: int = 0, first: int = 8, second: int = 32
+) -> list[dict[str, Any]]:
+    """The same as text: two lists of two-letter words, and which word is in both.
+
+    Returns dicts with `context`, `question` and `answers`; `items`, `first` and `second` as in
+    `set_disjointness`.
+    """
+    made = set_disjointness(
+        items, seed=seed, first=first, second=second, vocab_size=len(WORDS) + _SPECIAL
+    )
+    return [
+        {
+            "context": f"A: {_listed(row[1 : 1 + first])}\nB: {_listed(row[2 + first : -1])}\n",
+            "question": "In both A and B:",
+            "answers": [WORDS[label[-1] - _SPECIAL]],
+        }
+        for row, label in zip(made.inputs, made.labels, strict=True)
+    ]
+
+
+def _listed(tokens: NDArray[np.int64]) -> str:
+    return " ".join(WORDS[token - _SPECIAL] for token in tokens)

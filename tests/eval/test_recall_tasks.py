@@ -1,0 +1,109 @@
+"""Recall tasks as the harness sees them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from linearize.errors import InputError, UsageError
+from linearize.eval import tasks
+from linearize.eval.recall import extraction
+
+RECALL = {
+    "local_mqar": {"count": 8},
+    "local_set_disjointness": {},
+    "local_phonebook": {"count": 10},
+    "local_passkey": {"length": 200},
+    "local_copying": {"length": 16},
+    "local_lookup": {},
+    "local_niah_single_1": {"length": 400},
+    "local_niah_multikey_2": {"length": 400},
+    "local_niah_multikey_3": {"length": 400},
+    "local_niah_single_2": {"length": 400},
+    "local_niah_single_3": {"length": 400},
+    "local_fda_like": {"words": 60, "attributes": 5},
+    "local_swde_like": {"words": 60},
+    "local_fda": {},
+    "local_swde": {},
+    "local_squad_completion": {},
+}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "essay.txt").write_text("One sentence. Another one.\nAnd a third. " * 20)
+    for name, make in (("fda", extraction.fda_like), ("swde", extraction.swde_like)):
+        rows = "".join(json.dumps(row) + "\n" for row in make(4, words=80, attributes=4))
+        (folder / f"{name}.jsonl").write_text(rows)
+    (folder / "squad_completion").mkdir()
+    row = {
+        "context": "It was made in Lyon.",
+        "question": "Where was it made?",
+        "value": "Lyon",
+        "text": "It was made in Lyon. It comes from",
+    }
+    (folder / "squad_completion" / "validation.jsonl").write_text(json.dumps(row) + "\n")
+    return folder
+
+
+def small(name: str) -> dict[str, Any]:
+    known = tasks.registry.parameters(name)
+    return RECALL[name] | ({"samples": 4} if "samples" in known else {})
+
+
+@pytest.mark.parametrize("name", RECALL)
+def test_the_harness_builds_asks_and_scores(name: str, data_dir: Path, tokenizer: Any) -> None:
+    from lm_eval.api.task import ConfigurableTask
+
+    config = tasks.config(name, small(name), data_dir=data_dir, tokenizer=tokenizer)
+    built = ConfigurableTask(config=config)
+    docs = list(built.test_docs())
+    assert docs
+    for doc in docs:
+        prompt, answer = built.doc_to_text(doc), built.doc_to_target(doc)
+        assert prompt == prompt.rstrip()
+        assert answer
+        right = built.process_results(doc, [f" {answer}."])
+        wrong = built.process_results(doc, ["-"])
+        assert set(right) == {entry["metric"] for entry in config["metric_list"]}
+        assert right["contains"] == 1.0
+        assert set(wrong.values()) == {0.0}
+        if name != "local_copying":  # the answer is in what was read
+            assert answer.lower() in prompt.lower()
+    assert config["metadata"]["parameters"] | small(name) == config["metadata"]["parameters"]
+
+
+def test_lengths_are_counted_by_the_tokenizer(tokenizer: Any) -> None:
+    config = tasks.config("local_passkey", {"length": 300, "samples": 11}, tokenizer=tokenizer)
+    for doc in config["custom_dataset"]()["test"]:
+        assert 240 < len(tokenizer(config["doc_to_text"](doc)).input_ids) <= 300
+
+
+def test_reading_twice_takes_the_published_prompt() -> None:
+    once, twice = (tasks.config("local_fda_like", {"readings": n}) for n in (1, 2))
+    doc = {"key": "site", "value": "Hill", "text": "A. Site: Hill. B."}
+    assert once["doc_to_text"](doc) == "A. Site: Hill. B. Site:"
+    assert twice["doc_to_text"](doc) == (
+        "Information about Site. A. Site: Hill. B.\nA. Site: Hill. B. Site:"
+    )
+
+
+def test_refused_before_anything_is_built(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a folder with fda[.]jsonl or a folder fda"):
+        tasks.config("local_fda")
+    with pytest.raises(InputError, match="there is no essay[.]txt or a folder essay in"):
+        tasks.config("local_niah_single_2", data_dir=tmp_path)
+    with pytest.raises(UsageError, match="readings=0"):
+        tasks.config("local_swde_like", {"readings": 0})
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    from linearize.pretrained import locate
+    from linearize.pretrained import tokenizer as load
+
+    return load(locate("embedded"), False)
