@@ -93,9 +93,9 @@ def test_reading_twice_takes_the_published_prompt() -> None:
 
 
 def test_refused_before_anything_is_built(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="a folder with fda[.]jsonl or a folder fda"):
+    with pytest.raises(InputError, match=r"a folder with fda[.]jsonl or a folder fda"):
         tasks.config("local_fda")
-    with pytest.raises(InputError, match="there is no essay[.]txt or a folder essay in"):
+    with pytest.raises(InputError, match=r"there is no essay[.]txt or a folder essay in"):
         tasks.config("local_niah_single_2", data_dir=tmp_path)
     with pytest.raises(UsageError, match="readings=0"):
         tasks.config("local_swde_like", {"readings": 0})
