@@ -6,6 +6,7 @@ on the left and is told from the padding mask.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -85,3 +86,33 @@ def cache_bytes(cache: Cache) -> int:
         tensors += list(getattr(entry, "recurrent_states", {}).values())
         total += sum(t.untyped_storage().nbytes() for t in tensors if t is not None)
     return total
+
+
+def snapshot(cache: Cache, rows: Tensor | None = None) -> Cache:
+    """An independent copy of a cache, from which and beside which one can go on.
+
+    - `rows`: [N] int64, the rows of the copy; a row may be named several times. None = all.
+
+    Keys, values, recurrent and convolution states of every entry of transformers' dynamic caches,
+    and a looped model's cache. Going on from the original or from another copy changes nothing
+    here, so a snapshot can be taken of a snapshot as often as there are continuations.
+    """
+    if hasattr(cache, "select"):  # a looped model's own cache
+        every = torch.arange(len(cache.lengths))
+        copied = copy.copy(cache)
+        copied.select(every if rows is None else rows)
+        return copied
+
+    def taken(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return x.clone() if rows is None else x.index_select(0, rows.to(x.device))
+        return {key: taken(value) for key, value in x.items()} if isinstance(x, dict) else x
+
+    copied = copy.copy(cache)
+    copied.layers = [copy.copy(entry) for entry in cache.layers]
+    for entry in copied.layers:
+        # flags by state, such as has_previous_state, are dicts too: copied, not shared
+        for name, value in vars(entry).items():
+            if isinstance(value, dict) or (isinstance(value, Tensor) and value.ndim > 1):
+                setattr(entry, name, taken(value))
+    return copied
