@@ -72,14 +72,16 @@ class _Conversion(Job):
         return card.model_card(summary, path=self.recipe.out)
 
     def _swapped(self, model: PreTrainedModel) -> tuple[nn.Module, int]:
-        """The swapped model as it is trained: adapters, and mix weights where they are learned."""
-        mixes = {"modules_to_save": ["mix"]} if spec_of(model.config).mix == "learned" else {}
-        return self.adapted(model, **mixes)
+        """The swapped model as it is trained: adapters, and what the conversion added."""
+        spec = spec_of(model.config)
+        added = ["mix"] if spec.mix == "learned" else []
+        added += ["prefix"] if spec.prefix != "none" else []
+        return self.adapted(model, **({"modules_to_save": added} if added else {}))
 
     def _baseline(self, spec: LigerSpec) -> Tensor:
         """Held-out losses of the window alone, trained with the same recipe and budget."""
         run_dir = self.path / "baseline"
-        trained, _ = self._swapped(apply(self.load(), replace(spec, mix="window")))
+        trained, _ = self._swapped(apply(self.load(), replace(spec, mix="window", prefix="none")))
         self.train(trained, run_dir, _teacher(trained))
         losses = self.losses(trained)
         shutil.rmtree(checkpoint.directory(run_dir), ignore_errors=True)

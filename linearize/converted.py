@@ -21,6 +21,8 @@ from . import pretrained
 from .errors import InputError
 from .liger.modeling import apply, spec_of
 from .output import OutputDirectory
+from .recurrent_depth.retrofit import retrofit
+from .recurrent_depth.spec import LoopSpec
 
 ADAPTER = "adapter_config.json"
 
@@ -88,7 +90,7 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
 
 
 def _with_adapter(where: Path, trust_remote_code: bool) -> PeftModel:
-    """The base, swapped where the adapter's config says so, with the adapter attached."""
+    """The base, swapped and cut where the adapter's config says so, with the adapter attached."""
     config = AutoConfig.from_pretrained(where)
     held = config.linearize["provenance"]
     base = pretrained.locate(held["base"], revision=held.get("revision"))
@@ -99,9 +101,11 @@ def _with_adapter(where: Path, trust_remote_code: bool) -> PeftModel:
             f"{held['hash'][:12]}, now it is {found[:12]}; give it the base it was made from"
         )
     model = pretrained.load(base, dtype=torch.float32, trust_remote_code=trust_remote_code)
-    converted_before = "spec" in (getattr(model.config, "linearize", None) or {})
-    if "spec" in config.linearize and not converted_before:
+    before = getattr(model.config, "linearize", None) or {}
+    if "spec" in config.linearize and "spec" not in before:
         model = apply(model, spec_of(config))
+    if "loop" in config.linearize and "loop" not in before:
+        model = retrofit(model, LoopSpec.from_dict(config.linearize["loop"]))
     model.config.linearize = config.linearize
     adapted = PeftModel.from_pretrained(model, where)
     _compare_keys(adapted, where)
@@ -126,10 +130,10 @@ def _compare_keys(model: nn.Module, where: Path) -> None:
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype | str) -> PreTrainedModel:
-    """To a dtype, the mix weights excepted: they stay float32."""
+    """To a dtype, mix weights and prefix encoders excepted: they stay float32."""
     wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     for name, parameter in model.named_parameters():
-        if not name.endswith(".mix.weight"):
+        if not {"mix", "prefix"} & set(name.split(".")):
             parameter.data = parameter.data.to(wanted)
     model.config.dtype = wanted
     return model

@@ -279,7 +279,7 @@ def _sizes(path: Path, config: PreTrainedConfig, spec: LigerSpec) -> dict[str, A
     return {
         "layers": {"converted": list(shape.converted), "kept_softmax": list(shape.kept)},
         "heads": {"query": shape.heads, "key_value": shape.kv_heads, "size": shape.head_dim},
-        "added_parameters": len(shape.converted) * shape.heads * (spec.mix == "learned"),
+        "added_parameters": sizes.added_parameters(shape, spec),
         "state_bytes": sizes.state_bytes(shape, spec, dtype),
         "kv_bytes_per_token": sizes.kv_bytes_per_token(shape, dtype),
         "break_even_tokens": sizes.break_even(shape, spec, dtype),

@@ -30,6 +30,8 @@ class LigerSettings(_Strict):
     mix_weight: float = Field(0.5, ge=0, le=1)
     gate_normalizer: float | None = Field(None, gt=0)
     keep_softmax: list[int] = []
+    prefix: Literal["none", "jrt"] = "none"  # jrt = the prompt is also encoded as a whole
+    prefix_rank: int = Field(16, ge=0)
 
     def spec(self) -> LigerSpec:
         """The frozen description that goes into the model's `config.json`."""

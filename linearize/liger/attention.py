@@ -19,6 +19,7 @@ from ..errors import UsageError
 from . import gates, state
 from .bases import Base
 from .layout import Layout
+from .prefix import PrefixEncoder
 from .spec import LigerSpec
 
 ATTENTION = "linearize"  # name under which softmax attention and masks are registered
@@ -41,7 +42,10 @@ class HeadMix(nn.Module):
 
 
 class LigerAttention(nn.Module):
-    """What a base's attention class becomes; see `liger_class`. Adds no parameters but the mix."""
+    """What a base's attention class becomes; see `liger_class`.
+
+    Adds no parameters but the mix and the encoder of a prefix, where the spec has them.
+    """
 
     def start(self, base: Base, spec: LigerSpec) -> None:
         """Set up a module whose class has just been changed."""
@@ -51,6 +55,13 @@ class LigerAttention(nn.Module):
         self.normalizer = spec.gate_normalizer or self.gate.normalizer
         if spec.mix == "learned":
             self.mix = HeadMix(self.config.num_attention_heads)
+        if spec.prefix == "jrt":
+            self.prefix = PrefixEncoder(
+                self.config.hidden_size,
+                self.config.num_key_value_heads,
+                self.head_dim,
+                spec.prefix_rank,
+            )
 
     def forward(
         self,
@@ -76,7 +87,9 @@ class LigerAttention(nn.Module):
         if self.spec.mix == "window" or layout.mode == "window":
             o = window
         else:
-            o = self._mix(self._recurrence(q, k, v, past_key_values, layout), window.float())
+            encoder = None if layout.prefix is None else self._encoder(hidden_states, k, v)
+            recurrence = self._recurrence(q, k, v, encoder, past_key_values, layout)
+            o = self._mix(recurrence, window.float())
         return self.o_proj(o.flatten(2).to(hidden_states.dtype)), None
 
     def _mix(self, recurrence: Tensor, window: Tensor) -> Tensor:
@@ -85,8 +98,23 @@ class LigerAttention(nn.Module):
         w = self.spec.mix_weight
         return w * recurrence + (1 - w) * window
 
+    def _encoder(
+        self, hidden_states: Tensor, k: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features of keys, values and log decays of the prefix encoder, shapes of k and v."""
+        keys, values, share, weight = self.prefix(hidden_states)
+        k, v = k.float() + keys, v.float() + values
+        _, k, v, g = self.gate.prepare(k[:, :0], k, v, self.normalizer)
+        return k, v * weight[:, None], g * share[:, None]
+
     def _recurrence(
-        self, q: Tensor, k: Tensor, v: Tensor, cache: Cache | None, layout: Layout
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        encoder: tuple[Tensor, Tensor, Tensor] | None,
+        cache: Cache | None,
+        layout: Layout,
     ) -> Tensor:
         """[B, T, H, V] float32, and the cache's state moved on by T tokens."""
         q, k, v, g = self.gate.prepare(q.float(), k.float(), v.float(), self.normalizer)
@@ -96,7 +124,10 @@ class LigerAttention(nn.Module):
             return o.view(q.shape)
         mask = None if layout.mask is None else layout.mask[:, layout.past :]
         before = None if cache is None else state.read_state(cache, self.layer_idx)
-        o, after = self.gate.op(q, k, v, g, initial_state=before, mask=mask)
+        if encoder is None:
+            o, after = self.gate.op(q, k, v, g, initial_state=before, mask=mask)
+        else:
+            o, after = ops.prefix_gla(q, k, v, g, *encoder, prefix=layout.prefix, mask=mask)
         if cache is not None:
             state.write_state(cache, self.layer_idx, after)
         return o

@@ -23,12 +23,14 @@ class Layout:
     - `mask`: [B, past + T] bool, True = real token; None = all real.
     - `cu_seqlens`: [S + 1] document boundaries in the batch laid out as one row; None = one
       document per row.
+    - `prefix`: [B, T] bool, True = token that is encoded without causality; None = none is.
     """
 
     mode: str
     past: int
     mask: Tensor | None = None
     cu_seqlens: Tensor | None = None
+    prefix: Tensor | None = None
     _masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
 
     def softmax_mask(

@@ -7,25 +7,36 @@ modules change class, and a hook on the decoder tells them about padding and pac
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Cache,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from ..errors import InputError, UsageError
+from ..ops.prefix import prefix_tokens
 from ..stub import SavesStub
 from . import bases
 from .attention import ATTENTION, HeadMix, liger_class
 from .bases import PREFIX
 from .layout import Layout, document_starts
+from .prefix import PrefixEncoder
 from .spec import LigerSpec
+
+Prefixes = int | Sequence[int] | Tensor  # per row [B], or one for all, in real tokens
 
 
 class LigerMixin(SavesStub):
     """What a converted causal LM adds to the stock one of its base family."""
 
-    _keep_in_fp32_modules_strict = ("mix",)
+    _keep_in_fp32_modules_strict = ("mix", "prefix")
     _is_stateful = True  # generate then refuses what would have to roll a state back
 
     def __init__(self, config: PreTrainedConfig) -> None:
@@ -35,12 +46,40 @@ class LigerMixin(SavesStub):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, HeadMix):
             nn.init.zeros_(module.weight)
+        elif isinstance(module, PrefixEncoder):
+            module.reset()
         else:
             super()._init_weights(module)
 
     def create_masks_for_generate(self, attention_mask: Tensor | None = None, **_: Any) -> Any:
         """`generate` passes masks through: the layers need the 2-D one, not one per layer type."""
         return attention_mask
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        prefix_lengths: Prefixes | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As in transformers; with `prefix="jrt"` the whole prompt is the prefix, unless given.
+
+        - `prefix_lengths`: as in the forward pass; 0 = read the prompt from left to right.
+        """
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, past_key_values=past_key_values, attention_mask=attention_mask, **kwargs
+        )
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            return inputs  # what has been read stays read
+        if prefix_lengths is None and spec_of(self.config).prefix != "none":
+            if past_key_values is None:
+                raise UsageError(
+                    "without a cache the end of the prompt is not known after the first token; "
+                    "give prefix_lengths, or use_cache=True"
+                )
+            prefix_lengths = input_ids.shape[1] if attention_mask is None else attention_mask.sum(1)
+        return {**inputs, "prefix_lengths": prefix_lengths}
 
 
 def spec_of(config: PreTrainedConfig) -> LigerSpec:
@@ -138,7 +177,7 @@ def _swap(model: PreTrainedModel) -> None:
 
 
 def _prepare(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
-    """Turn the 2-D mask, the positions and the cache into the layers' `layout`."""
+    """Turn the 2-D mask, the positions, the cache and the prefix into the layers' `layout`."""
     tokens = args[0] if args else kwargs.get("input_ids")
     if tokens is None:
         tokens = kwargs["inputs_embeds"]
@@ -154,8 +193,41 @@ def _prepare(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[t
         cu_seqlens = document_starts(positions, B)
         if cu_seqlens is not None:
             kwargs["use_cache"], kwargs["past_key_values"] = False, None
-    kwargs["layout"] = Layout(decoder.liger_mode, past, mask, cu_seqlens)
+    prefix = _prefix(kwargs.pop("prefix_lengths", None), decoder, tokens, past, mask, cu_seqlens)
+    kwargs["layout"] = Layout(decoder.liger_mode, past, mask, cu_seqlens, prefix)
     return args, kwargs
+
+
+def _prefix(
+    lengths: Prefixes | None,
+    decoder: nn.Module,
+    tokens: Tensor,
+    past: int,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> Tensor | None:
+    """[B, T] bool, or None where no row has a prefix."""
+    if lengths is None:
+        return None
+    lengths = torch.as_tensor(lengths, device=tokens.device).expand(tokens.shape[0])
+    if not lengths.any():
+        return None
+    if spec_of(decoder.config).prefix == "none":
+        raise UsageError(
+            "prefix_lengths are given, and this model has no prefix encoder; convert it with "
+            "liger.prefix=jrt (prefix='jrt' in LigerSpec)"
+        )
+    if past:
+        raise UsageError(
+            f"prefix_lengths are given, and the cache holds {past} tokens already; a prefix is "
+            "read whole and at once, by the first forward pass"
+        )
+    if cu_seqlens is not None:
+        raise UsageError(
+            "prefix_lengths are given for rows that hold several documents; give one document per "
+            "row (position_ids that do not restart)"
+        )
+    return prefix_tokens(lengths, mask, tokens.shape[1])
 
 
 def _by_layer_type(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:

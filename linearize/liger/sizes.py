@@ -85,8 +85,18 @@ def parameters(model: nn.Module) -> int:
 
 
 def mix_parameters(model: nn.Module) -> int:
-    """Parameters that the conversion added: one per query head and layer for `mix="learned"`."""
-    return sum(p.numel() for name, p in model.named_parameters() if name.endswith("mix.weight"))
+    """Parameters that the conversion added, as `added_parameters` counts them."""
+    added = (p for n, p in model.named_parameters() if {"mix", "prefix"} & set(n.split(".")))
+    return sum(p.numel() for p in added)
+
+
+def added_parameters(shape: Shape, spec: LigerSpec) -> int:
+    """Per converted layer H for `mix="learned"`; 2 R (E + Hk D) + 2 Hk for `prefix="jrt"`."""
+    each = shape.heads if spec.mix == "learned" else 0
+    if spec.prefix != "none":
+        width = shape.kv_heads * shape.head_dim
+        each += 2 * spec.prefix_rank * (shape.hidden + width) + 2 * shape.kv_heads
+    return len(shape.converted) * each
 
 
 def lora_parameters(model: nn.Module, *, rank: int, targets: Iterable[str]) -> int:

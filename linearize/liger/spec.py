@@ -14,6 +14,12 @@ MIXES = {
 }
 
 
+PREFIXES = {
+    "none": "the prompt is read from left to right like everything else",
+    "jrt": "the prompt is also encoded as a whole into the state (JRT-RNN, arXiv 2407.05483)",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class LigerSpec:
     """What replaces softmax attention.
@@ -24,6 +30,9 @@ class LigerSpec:
     - `mix_weight`: weight of the recurrence for `mix="fixed"`, in [0, 1]. Liger uses 0.5.
     - `gate_normalizer`: divides the log gate; None = the family's default (16 for `gla`).
     - `keep_softmax`: layers left as full softmax attention; negative counts from the end.
+    - `prefix`: how the prompt is read; one of `PREFIXES`. "jrt" needs a recurrence.
+    - `prefix_rank`: rank of what the encoder's keys and values differ from the layer's own; 0 =
+      nothing, only its weight and decay are learned.
 
     Raises `UsageError` for a value outside its range.
     """
@@ -34,6 +43,8 @@ class LigerSpec:
     mix_weight: float = 0.5
     gate_normalizer: float | None = None
     keep_softmax: tuple[int, ...] = ()
+    prefix: str = "none"
+    prefix_rank: int = 16
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep_softmax", tuple(int(i) for i in self.keep_softmax))
@@ -50,6 +61,22 @@ class LigerSpec:
             raise UsageError(
                 f"gate_normalizer={self.gate_normalizer!r} must be positive; "
                 "leave it out for the family's default"
+            )
+        if self.prefix not in PREFIXES:
+            raise UsageError(
+                f"prefix={self.prefix!r} is not known{suggest(str(self.prefix), PREFIXES)}"
+            )
+        if self.prefix != "none" and self.mix == "window":
+            raise UsageError(
+                f"prefix={self.prefix!r} encodes the prompt into the recurrence's state, and "
+                "mix='window' has none; use mix='learned' or 'fixed'"
+            )
+        if isinstance(self.prefix_rank, bool) or not (
+            isinstance(self.prefix_rank, int) and self.prefix_rank >= 0
+        ):
+            raise UsageError(
+                f"prefix_rank={self.prefix_rank!r} must be an integer of at least 0 (16 is the "
+                "default)"
             )
 
     def softmax_layers(self, num_layers: int) -> frozenset[int]:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UsageError
+from . import backend as backends
 from .gla import gla
 
 EPSILON = 1e-12  # of the denominator, as in the authors' code
@@ -52,12 +53,13 @@ def prefix_gla(
     float64 input); `gla` goes on from it. Raises `UsageError` when shapes do not fit.
     """
     _check(k, v, g, k_enc, v_enc, g_enc, prefix)
-    if backend == "recurrent":
+    chosen = backends.choose(backend, device=q.device, length=q.shape[1])
+    if chosen == "recurrent":
         dtype = torch.promote_types(q.dtype, torch.float32)
         tensors = (x.to(dtype) for x in (q, k, v, g, k_enc, v_enc, g_enc))
         o, state = recurrent(*tensors, prefix=prefix, mask=mask)
         return o.to(v.dtype), state
-    return chunk(q, k, v, g, k_enc, v_enc, g_enc, prefix=prefix, mask=mask, backend=backend)
+    return chunk(q, k, v, g, k_enc, v_enc, g_enc, prefix=prefix, mask=mask, backend=chosen)
 
 
 def recurrent(

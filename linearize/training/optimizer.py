@@ -10,8 +10,13 @@ from torch import nn
 
 from ..recipe import TrainingSettings
 
-# The learned weight between recurrence and window; peft keeps a trained copy under its own name.
-_MIX = (".mix.weight", ".mix.modules_to_save.default.weight")
+# The learned weights of what the conversion adds, and the decay of a prefix; peft keeps trained
+# copies under names of its own.
+_MIX = tuple(
+    f".{module}.{copy}{name}"
+    for module, name in (("mix", "weight"), ("prefix", "weight"), ("prefix", "decay"))
+    for copy in ("", "modules_to_save.default.")
+)
 
 
 def steps_of(settings: TrainingSettings, *, seq_len: int, processes: int = 1) -> tuple[int, int]:
