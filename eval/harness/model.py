@@ -1,6 +1,6 @@
 """The model class `linearize` of lm-eval: every model and sampler of this package.
 
-    lm_eval.simple_evaluate(model="linearize", model_args={"pretrained": DIR, "sampler": "rpg"}, ...)
+    simple_evaluate(model="linearize", model_args={"pretrained": DIR, "sampler": "rpg"}, ...)
 
 Importing this file registers the class. Prompts, tokens and scores are those of the harness's own
 class `hf`; what differs is how they are computed.
@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +20,24 @@ import lm_eval.models  # noqa: F401  registers the built-in models: a registry i
 import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
-from lm_eval.models.utils import (
-    has_bos_prefix,
-    normalize_gen_kwargs,
-    postprocess_generated_text,
-)
+from lm_eval.models.utils import has_bos_prefix
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from linearize.decoding import generate
-from linearize.decoding import jrt as jrt_prompt
 from linearize.decoding.encode import positions
 from linearize.errors import InputError, UsageError
 from linearize.recurrent_depth.interface import is_looped, require_looped
 
 from . import loading
 from .choosing import Choice
+from .inputs import Inputs
 from .processes import Processes
 from .responses import Responses
 from .scoring import Row, Scorer, Scores
+from .writing import Job, Writer
 
 _log = logging.getLogger(__name__)
 MAX_BATCH = 64  # where `batch_size="auto"` starts, as in the harness
-MAX_GEN_TOKS = 256  # new tokens where a task does not say, as in the harness
 
 
 @register_model("linearize")
@@ -122,21 +117,26 @@ class Linearize(TemplateLM):
         self.add_bos_token, self._prefix_token_id = add_bos_token, prefix_token_id
         self.chat_template_args = chat_template_args or {}
         self.seed = int(seed)
-        self.jrt = _whole("jrt", jrt)
-        self._max_length = self._longest(max_length)
         shrink = str(batch_size).startswith("auto")
         self.batch_size = int(max_batch_size) if shrink else _whole("batch_size", batch_size)
         self.scorer = Scorer(
             self.model, batch_size=self.batch_size, shrink=shrink, reuse=bool(prefix_reuse)
         )
-        self.cut = 0  # inputs that were too long
-        self.repeated = 0  # tokens of contexts beyond their first reading
+        self.inputs = Inputs(
+            self.tok_encode,
+            self.tokenizer,
+            limit=self._longest(max_length),
+            times=_whole("jrt", jrt),
+        )
+        self.writer = Writer(
+            self.model, self.tokenizer, inputs=self.inputs, choice=self.choice, batches=self.scorer
+        )
         self.settings = {
             **identity,
             **self.choice.record(),
-            "jrt": self.jrt,
+            "jrt": self.inputs.times,
             "recurrences": self.model.loop.recurrences if is_looped(self.model) else None,
-            "max_length": self._max_length,
+            "max_length": self.inputs.limit,
             "prefix_reuse": self.scorer.reuse,
             "add_bos_token": add_bos_token,
             "prefix_token_id": self.prefix_token_id,
@@ -162,7 +162,7 @@ class Linearize(TemplateLM):
     @property
     def max_length(self) -> int | None:
         """Most tokens of an input; None if there is no limit."""
-        return self._max_length
+        return self.inputs.limit
 
     @property
     def tokenizer_name(self) -> str:
@@ -179,14 +179,14 @@ class Linearize(TemplateLM):
             "model_dtype": self.settings["dtype"],
             "spec": held.get("spec"),
             "linearize": {**self.settings, "batch_size": self.scorer.batch_size},
-            "inputs_cut": self.cut,
-            "tokens_read_again": self.repeated,
+            "inputs_cut": self.inputs.cut,
+            "tokens_read_again": self.inputs.repeated,
         }
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        if self.jrt > 1:
+        if self.inputs.times > 1:
             raise UsageError(
                 "jrt repeats the whole context, and with a chat template that would repeat the "
                 "roles too; use a task that repeats its own document, or no template"
@@ -225,9 +225,9 @@ class Linearize(TemplateLM):
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """(log probability, whether greedy decoding gives it) of continuations of contexts."""
-        if self.jrt > 1:
+        if self.inputs.times > 1:
             requests = [
-                replace(r, arguments=(self._read_again(r.args[0], r.args[1]), *r.args[1:]))
+                replace(r, arguments=(self.inputs.again(r.args[0], r.args[1]), *r.args[1:]))
                 for r in requests
             ]
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm or self.rank != 0)
@@ -257,7 +257,7 @@ class Linearize(TemplateLM):
         for strings, context, continuation in requests:
             if not continuation:
                 raise InputError(f"nothing is left to score in {strings!r}: it adds no token")
-            whole = self._fit((*context, *continuation), len(continuation))
+            whole = self.inputs.scored((*context, *continuation), len(continuation))
             # A text without a context is read from left to right, whatever encodes prompts.
             prefix = 0 if strings is None else max(0, len(whole) - len(continuation))
             keys.append(self.responses.key("loglikelihood", prefix, len(continuation), whole))
@@ -302,7 +302,7 @@ class Linearize(TemplateLM):
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """What the model writes after each context, up to a stop string, which is left out."""
-        groups: dict[str, list[tuple[str, _Writing]]] = defaultdict(list)
+        groups: dict[str, list[Job]] = defaultdict(list)
         repeats: Counter[str] = Counter()
         keys, found = [], {}
         for request in requests:
@@ -310,107 +310,20 @@ class Linearize(TemplateLM):
             asked = json.dumps(given, sort_keys=True)
             same = json.dumps([context, asked])
             key = self.responses.key("generate_until", context, given, repeats[same])
-            seed = self.seed + repeats[same]
-            repeats[same] += 1
             keys.append(key)
             if (response := self.responses.get(key)) is not None:
                 found[key] = response
             else:
-                groups[asked].append((key, _Writing(context, seed)))
-        total, hidden = len(keys), disable_tqdm or self.rank != 0
-        with tqdm(total=total, desc="generating", disable=hidden, initial=len(found)) as bar:
+                groups[asked].append(Job(key, context, self.seed + repeats[same]))
+            repeats[same] += 1
+        hidden = disable_tqdm or self.rank != 0
+        with tqdm(total=len(keys), desc="generating", disable=hidden, initial=len(found)) as bar:
             for asked, jobs in groups.items():
-                for pairs in self._write(jobs, json.loads(asked)):
+                for pairs in self.writer(jobs, json.loads(asked)):
                     self.responses.add(pairs)
                     found.update(pairs)
                     bar.update(len(pairs))
         return [found[key] for key in keys]
-
-    def _write(
-        self, jobs: Sequence[tuple[str, _Writing]], given: dict[str, Any]
-    ) -> Iterator[list[tuple[str, str]]]:
-        """(key, text) of requests that share their settings, a batch at a time."""
-        asked = dict(normalize_gen_kwargs(given, MAX_GEN_TOKS))
-        new, until = asked.pop("max_gen_toks"), [s for s in asked.pop("until") if s]
-        eos = self.tokenizer.decode(self.eot_token_id) if self.eot_token_id is not None else None
-        room = None if self._max_length is None else self._max_length - new
-        if room is not None and room < 1:
-            raise InputError(
-                f"a task asks for {new} new tokens, which leaves no room for a prompt in the "
-                f"model's {self._max_length}; lower it with --gen_kwargs max_gen_toks=N"
-            )
-        arguments = self.choice.arguments(asked)
-        prompts = {}
-        for key, job in jobs:
-            tokens = tuple(self.tok_encode(self._read_again(job.context, "", reserved=new)))
-            prompts[key] = list(self._cut(tokens, room))
-        # Longest first: if memory runs out, it does so at once.
-        jobs = sorted(jobs, key=lambda job: -len(prompts[job[0]]))
-        while jobs:
-            some = jobs[: self.scorer.batch_size]
-            try:
-                written = generate(
-                    self.model,
-                    self.tokenizer,
-                    [prompts[key] for key, _ in some],
-                    max_new_tokens=new,
-                    stop=until,
-                    seed=[job.seed for _, job in some],
-                    batch_size=len(some),
-                    **arguments,
-                )
-            except RuntimeError as error:
-                if not self.scorer.halve(error, len(some)):
-                    raise
-                continue
-            jobs = jobs[len(some) :]
-            texts = [self.tokenizer.decode(w.ids, skip_special_tokens=True) for w in written]
-            stops = [*until, *([eos] if eos else [])]
-            yield [
-                (key, postprocess_generated_text(text, stops, None))
-                for (key, _), text in zip(some, texts, strict=True)
-            ]
-
-    def _read_again(self, context: str, continuation: str, reserved: int = 0) -> str:
-        """The context as often as `jrt` says, cut first so that all of it fits."""
-        if self.jrt == 1 or not context.strip():
-            return context
-        if self._max_length is not None:
-            tokens = self.tok_encode(context, add_special_tokens=False)
-            rest = len(self.tok_encode(continuation, add_special_tokens=False)) + reserved
-            fits = max(1, (self._max_length - rest) // self.jrt - 1)  # its separator
-            if len(tokens) > fits:
-                self._warn_cut(len(tokens), fits)
-                context = self.tokenizer.decode(tokens[-fits:])
-        repeated = jrt_prompt.repeat(context, times=self.jrt)
-        self.repeated += jrt_prompt.cost(self.tokenizer, repeated, context, self.jrt).extra_tokens
-        return repeated
-
-    def _fit(self, tokens: tuple[int, ...], scored: int) -> tuple[int, ...]:
-        """The tokens that can be read: the last one is only predicted."""
-        if self._max_length is not None and scored > self._max_length:
-            raise InputError(
-                f"a continuation of {scored} tokens is to be scored, and the model reads "
-                f"{self._max_length}; the task is too long for it"
-            )
-        return self._cut(tokens, None if self._max_length is None else self._max_length + 1)
-
-    def _cut(self, tokens: tuple[int, ...], room: int | None) -> tuple[int, ...]:
-        if room is None or len(tokens) <= room:
-            return tokens
-        self._warn_cut(len(tokens), room)
-        return tokens[-room:]
-
-    def _warn_cut(self, length: int, room: int) -> None:
-        if not self.cut:
-            _log.warning(
-                "an input of %d tokens loses its beginning: %d fit (max_length %s); the number of "
-                "such inputs is in the results as inputs_cut",
-                length,
-                room,
-                self._max_length,
-            )
-        self.cut += 1
 
     def _set_recurrences(self, recurrences: int | None) -> None:
         if recurrences is None:
@@ -430,14 +343,6 @@ class Linearize(TemplateLM):
                 "if it really reads that far, say so in its config.json (max_position_embeddings)"
             )
         return asked
-
-
-@dataclass(frozen=True)
-class _Writing:
-    """A context to continue, and the seed for what is drawn."""
-
-    context: str
-    seed: int
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The processes of `accelerate launch`: which device is this one's, and how they exchange results."""
+"""The processes of `accelerate launch`: the device of this one, and exchange between them."""
 
 from __future__ import annotations
 
