@@ -8,7 +8,7 @@ import typer
 
 import linearize
 
-from . import convert, doctor, finetune, inspect, merge, paths, report
+from . import convert, doctor, finetune, inspect, loop, merge, paths, report
 from . import eval as evaluation
 from ._run import run
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command("convert", no_args_is_help=True)(convert.convert)
 app.command("finetune", no_args_is_help=True)(finetune.finetune)
 app.command("inspect", no_args_is_help=True)(inspect.inspect)
+app.command("loop", no_args_is_help=True)(loop.loop)
 app.command("merge", no_args_is_help=True)(merge.merge)
 app.command("paths", no_args_is_help=True)(paths.paths)
 app.command("report", no_args_is_help=True)(report.report)

@@ -1,4 +1,4 @@
-"""`linearize report`: the HTML report of a finished conversion, made again."""
+"""`linearize report`: the HTML report of a conversion or a retrofit, made again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from ._print import emit, results_only
 
 def report(
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Directory that `linearize convert` wrote.")
+        Path,
+        typer.Argument(metavar="DIR", help="Directory that `linearize convert` or `loop` wrote."),
     ],
     json: options.Json = False,
 ) -> None:

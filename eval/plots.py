@@ -33,6 +33,7 @@ _VARIABLES = {
 }
 _SERIES = {
     "teacher": ("teacher", "teacher", "--"),
+    "original": ("as it was", "teacher", "--"),
     "student": ("student", "student", "-"),
     "window_only_trained": ("window alone, trained", "trained", "-."),
     "window_only": ("window alone", "window", ":"),
@@ -95,6 +96,20 @@ def held_out(points: Sequence[tuple[int, float]], losses: Mapping[str, Any]) -> 
         axes.set_ylabel("held-out loss (nats/token)")
         _token_axis(axes, "tokens seen")
         return _svg(figure, "held_out")
+
+
+def by_recurrences(points: Sequence[tuple[int, float]], losses: Mapping[str, Any]) -> str:
+    """Held-out loss of a looped model over recurrences, beside the line of the original model.
+
+    - `points`: (recurrences, loss in nats per token), in order.
+    """
+    with _figure("by_recurrences") as (figure, axes):
+        axes.plot(*zip(*points, strict=True), color=_VARIABLES["student"], marker="o", ms=3.5)
+        _references(axes, losses)
+        axes.set_ylabel("held-out loss (nats/token)")
+        axes.set_xscale("log", base=2)
+        _token_axis(axes, "recurrences")
+        return _svg(figure, "by_recurrences")
 
 
 def by_position(

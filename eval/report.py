@@ -1,4 +1,4 @@
-"""One HTML file that says what a conversion did: numbers, plots, samples, checks, recipe.
+"""One HTML file that says what a conversion or a retrofit did: numbers, plots, checks, recipe.
 
 Self-contained (inline SVG, no scripts, nothing fetched) and readable on light and dark.
 """
@@ -23,13 +23,13 @@ INSTALL = 'pip install "linearize[plots]"'
 
 
 def write(run_dir: Path) -> Path:
-    """Write `report.html` into the output directory of a conversion; returns its path.
+    """Write `report.html` into the output directory of `convert` or `loop`; returns its path.
 
     Reads `result.json`; `metrics.jsonl` and `samples.json` are optional, and the report says where
     one is absent. Plots need matplotlib; without it the report has the tables and says how to get
     them. The same input gives the same bytes.
 
-    Raises `InputError` if `result.json` is missing or not what `convert` writes, `OutputError` if
+    Raises `InputError` if `result.json` is missing or not what they write, `OutputError` if
     the report cannot be written.
     """
     run_dir = Path(run_dir)
@@ -37,7 +37,7 @@ def write(run_dir: Path) -> Path:
     if result is None:
         raise InputError(
             f"{run_dir} has no result.json; give the output directory of a finished "
-            "`linearize convert`"
+            "`linearize convert` or `linearize loop`"
         )
     page = render(
         result, progress.read(run_dir / progress.METRICS), _read(run_dir / "samples.json")
@@ -57,17 +57,20 @@ def render(
 ) -> str:
     """The page as text. Raises `InputError` naming a key that `result` lacks."""
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(_template),
     )
     environment.filters |= {"bytes": figures.bytes_text, "short": _short}
-    template = resources.files("linearize.eval").joinpath("report.html").read_text("utf-8")
+    looped = "loop" in result
     try:
-        return environment.from_string(template).render(
+        name = Path(result["base"]["name"]).name
+        return environment.get_template("report_looped.html" if looped else "report.html").render(
+            (_looped if looped else _converted)(result, metrics),
             result=result,
-            title=f"{Path(result['base']['name']).name}, linearized",
-            losses=figures.losses(result),
-            break_even=figures.break_even(result),
-            plots=_plots(result, metrics),
+            title=f"{name}, {'looped' if looped else 'linearized'}",
             have_plots=importlib.util.find_spec("matplotlib") is not None,
             install=INSTALL,
             have_metrics=bool(metrics),
@@ -78,6 +81,38 @@ def render(
         raise _incomplete(f"no {error}") from error
     except jinja2.UndefinedError as error:
         raise _incomplete(str(error)) from error
+
+
+def _template(name: str) -> str:
+    return resources.files("linearize.eval").joinpath(name).read_text("utf-8")
+
+
+def _looped(result: dict[str, Any], metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the page of a retrofit has of its own."""
+    drawn = {}
+    if importlib.util.find_spec("matplotlib") is not None:
+        from . import plots
+
+        losses = {"original": result["losses"]["original"]}
+        points = [(int(r), loss) for r, loss in result["loss_by_recurrences"].items()]
+        drawn["by_recurrences"] = plots.by_recurrences(points, losses)
+        trained = [r for r in metrics if "loss" in r]
+        if len(trained) > 1:
+            objectives = list(result["recipe"]["training"]["objective"])
+            drawn["training"] = plots.training(trained, objectives, losses)
+    return {
+        "rows": figures.by_recurrences(result),
+        "plots": {name: Markup(svg) for name, svg in drawn.items()},
+    }
+
+
+def _converted(result: dict[str, Any], metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the page of a conversion has of its own."""
+    return {
+        "losses": figures.losses(result),
+        "break_even": figures.break_even(result),
+        "plots": _plots(result, metrics),
+    }
 
 
 def _plots(result: dict[str, Any], metrics: list[dict[str, Any]]) -> dict[str, Markup]:

@@ -18,10 +18,13 @@ _HOMES = {
     "Result": "job",
     "convert": "conversion",
     "finetune": "finetuning",
+    "loop": "looping",
+    "retrofit": "recurrent_depth.retrofit",
     "load": "converted",
 }
 
-__all__ = ["LigerSpec", "Result", "__version__", "apply", "convert", "finetune", "load", "ops"]
+__all__ = ["LigerSpec", "Result", "__version__", "apply", "convert", "finetune", "load", "loop"]
+__all__ += ["ops", "retrofit"]
 
 
 def __getattr__(name: str) -> Any:

@@ -116,6 +116,30 @@ def finetuned_card(result: dict[str, Any], *, path: str = "path/to/this/model") 
     return _page(f"{name}, fine-tuned", _front_matter(result, tags), sections)
 
 
+def looped_card(result: dict[str, Any], *, path: str = "path/to/this/model") -> str:
+    """README.md of a looped model; arguments as of `model_card`."""
+    loop = result["loop"]
+    dropped = ", ".join(map(str, loop["dropped"])) or "none"
+    sections = {
+        None: f"{_linked(result)} cut into a prelude of {loop['prelude']}, a looped core of "
+        f"{loop['core']} and a coda of {loop['coda']} layers (dropped: {dropped}), so that it can "
+        f"think longer by repeating its core. {_trained(result)}",
+        "Load it": (_LOAD_ADAPTER if _is_adapter(result) else _LOAD).format(path=path)
+        + f"\n`num_steps` in `forward` and `generate` is the number of recurrences, "
+        f"{loop['recurrences']} where it is not given.\n",
+        "Loss by recurrences": _by_recurrences(result),
+        "Data and recipe": _recipe(result),
+        "Limits": "- The numbers above are for held-out text of the training source; other text "
+        "can lose more, above all where layers were dropped.\n"
+        "- Recurrences far beyond those seen in training may help nothing.\n" + _HELD,
+        "Licence": _licence_text(result["base"]),
+        "Provenance": _provenance(result),
+    }
+    name = Path(str(result["base"]["name"])).name
+    front = _front_matter(result, ["linearize", "recurrent-depth", "looped"])
+    return _page(f"{name}, looped", front, sections)
+
+
 def _page(title: str, front: dict[str, Any], sections: dict[str | None, str]) -> str:
     head = yaml.safe_dump(front, sort_keys=False)
     body = [f"---\n{head}---\n", f"# {title}\n"]
@@ -204,6 +228,17 @@ def _change(result: dict[str, Any]) -> str:
     return f"{text}:\n\n| | before | after |\n| --- | --- | --- |\n{rows}\n"
 
 
+def _by_recurrences(result: dict[str, Any]) -> str:
+    rows = "\n".join(
+        f"| {name} | {loss:.4f} | {perplexity:.3f} |"
+        for name, loss, perplexity in figures.by_recurrences(result)
+    )
+    return (
+        f"On {result['data']['eval_tokens']:,} held-out tokens:\n\n"
+        f"| | loss (nats/token) | perplexity |\n| --- | --- | --- |\n{rows}\n"
+    )
+
+
 def _numbers(result: dict[str, Any]) -> str:
     rows = "\n".join(
         f"| {r.label} | {r.loss:.4f} | {r.perplexity:.3f} | {r.ratio:.4f} |"
@@ -247,7 +282,7 @@ def _licence_text(base: dict[str, Any]) -> str:
 
 def _provenance(result: dict[str, Any]) -> str:
     base = result["base"]
-    spec = ", ".join(f"{key}={value}" for key, value in (result["spec"] or {}).items())
+    spec = ", ".join(f"{key}={value}" for key, value in (result.get("spec") or {}).items())
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     failed = [c["name"] for c in result["checks"] if not c["passed"]]
     checks = f"failed: {', '.join(failed)}" if failed else f"all {len(result['checks'])} passed"

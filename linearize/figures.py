@@ -49,6 +49,18 @@ def change(result: dict[str, Any]) -> list[tuple[str, float, float]]:
     ]
 
 
+def by_recurrences(result: dict[str, Any]) -> list[tuple[str, float, float]]:
+    """What a looped model was made of and what it became: label, loss, perplexity."""
+    given = result["losses"]
+    rows = {
+        "the model as it was": given["original"],
+        "cut, untrained, 1 recurrence": given["pruned"],
+    }
+    for count, loss in result["loss_by_recurrences"].items():
+        rows[f"trained, {count} recurrence" + "s" * (count != "1")] = loss
+    return [(name, loss, _exp(loss)) for name, loss in rows.items()]
+
+
 def break_even(result: dict[str, Any]) -> int | None:
     """Tokens from which the state is no larger than the base's KV cache.
 

@@ -24,7 +24,7 @@ from . import recipe as recipes
 from .converted import cast, merge_adapter, write_json
 from .errors import UsageError
 from .output import OutputDirectory
-from .recipe import FinetuneRecipe, Recipe
+from .recipe import AnyRecipe, RecurrenceSettings
 from .training import checkpoint, data, evaluate, objectives, packing, pseudo_repetition
 from .training.loop import TrainResult, train
 from .training.objectives import Teacher
@@ -46,9 +46,7 @@ class Result:
 class Job(ABC):
     """One job that writes into `path`; what a kind of job adds is `run` and `card`."""
 
-    def __init__(
-        self, recipe: Recipe | FinetuneRecipe, plan: dict[str, Any], base: Path, path: Path
-    ) -> None:
+    def __init__(self, recipe: AnyRecipe, plan: dict[str, Any], base: Path, path: Path) -> None:
         self.recipe, self.plan, self.base, self.path = recipe, plan, base, path
         self.device = device.pick(recipe.training.device)
         trust = recipe.trust_remote_code
@@ -93,7 +91,13 @@ class Job(ABC):
             model.peft_config["default"].base_model_name_or_path = self.recipe.base
         return model, sum(p.numel() for p in model.parameters() if p.requires_grad)
 
-    def train(self, model: nn.Module, run_dir: Path, teacher: Teacher | None) -> TrainResult:
+    def train(
+        self,
+        model: nn.Module,
+        run_dir: Path,
+        teacher: Teacher | None,
+        recurrence: RecurrenceSettings | None = None,
+    ) -> TrainResult:
         """Train in place, resuming what `run_dir` holds."""
         settings = self.recipe.training
         return train(
@@ -102,16 +106,19 @@ class Job(ABC):
             settings=settings,
             run_dir=run_dir,
             repeated=self.repeated,
+            recurrence=recurrence,
             teacher=teacher,
             evaluate=(lambda m: mean(self.losses(m))) if settings.eval_every else None,
             resume=True,  # OutputDirectory has settled whether there may be something to resume
         )
 
-    def losses(self, model: nn.Module) -> Tensor:
-        """[N, T] held-out losses in nats, nan where there is no target."""
-        return evaluate.token_losses(
-            model, self.held_out, batch_size=self.recipe.training.batch_size
-        )
+    def losses(self, model: nn.Module, num_steps: int | None = None) -> Tensor:
+        """[N, T] held-out losses in nats, nan where there is no target.
+
+        `num_steps`: recurrences of a looped model; None = the number in its config.
+        """
+        size = self.recipe.training.batch_size
+        return evaluate.token_losses(model, self.held_out, batch_size=size, num_steps=num_steps)
 
     def folded(self, trained: nn.Module) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
         """The model with its adapters merged, and the checks passed.
@@ -169,7 +176,7 @@ class Job(ABC):
 
 def run(
     kind: Callable[..., Job],
-    recipe: Recipe | FinetuneRecipe,
+    recipe: AnyRecipe,
     plan: dict[str, Any],
     *,
     resume: bool,
@@ -201,15 +208,13 @@ def run(
         return Result(directory.commit(), summary)
 
 
-def need_out(recipe: Recipe | FinetuneRecipe) -> None:
+def need_out(recipe: AnyRecipe) -> None:
     """Raises `UsageError` where there is nowhere to write."""
     if recipe.out is None:
         raise UsageError("there is nowhere to write the result; set out (--out DIR)")
 
 
-def with_adapters(
-    model: PreTrainedModel, recipe: Recipe | FinetuneRecipe, **more: Any
-) -> PeftModel:
+def with_adapters(model: PreTrainedModel, recipe: AnyRecipe, **more: Any) -> PeftModel:
     """The model with the recipe's adapters; `more`: further settings of peft's `LoraConfig`.
 
     Raises `ValueError`, as peft does, where the model has none of the targets.
@@ -235,7 +240,7 @@ def mean(losses: Tensor) -> float:
     return losses.double().nanmean().item()
 
 
-def _same_recipe(recipe: Recipe | FinetuneRecipe, path: Path) -> None:
+def _same_recipe(recipe: AnyRecipe, path: Path) -> None:
     """Save the recipe; on resume refuse one that would have led somewhere else."""
     file = path / RECIPE
     if file.exists():

@@ -18,7 +18,8 @@ from .job import with_adapters
 from .liger import bases, gates, modeling, sizes
 from .liger.spec import LigerSpec
 from .output import OutputDirectory
-from .recipe import FinetuneRecipe, Recipe
+from .recipe import AnyRecipe, FinetuneRecipe, LoopRecipe, Recipe
+from .recurrent_depth.retrofit import WHOLE, looped_config
 from .training import data, objectives
 from .training.optimizer import steps_of
 
@@ -136,10 +137,52 @@ def finetuning(
     """
     path, config = _found(recipe, "finetune")
     _check_objectives(recipe)
+    repeats = objectives.needs_repeats(recipe.training.objective)
+    return {
+        **_trained(recipe, path, config, sizes.base_model(config), resume, overwrite),
+        "repetition": recipe.repetition.model_dump(mode="json") if repeats else None,
+    }
+
+
+def looping(recipe: LoopRecipe, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+    """What `loop` would do with this recipe.
+
+    Keys: as of `finetuning`, without `repetition`, and `loop` (the cut, `kept` and `dropped`
+    layers of the base) and `recurrence` (of training). Of the recurrences in training, the
+    `backprop` last ones take activations.
+
+    Raises what `loop` would raise before it loads weights.
+    """
+    path, config = _found(recipe, "loop")
+    spec = recipe.spec()
+    looped = looped_config(config, spec)
+    if "distill" in recipe.training.objective:
+        raise UsageError(
+            "objective 'distill' needs the model as it was, and its layers are cut here; "
+            "use training.objective={next_token: 1}"
+        )
+    _check_objectives(recipe)
+    kept = spec.kept(config.num_hidden_layers)
+    dropped = [i for i in range(config.num_hidden_layers) if i not in kept]
+    return {
+        **_trained(recipe, path, config, sizes.base_model(looped), resume, overwrite),
+        "loop": {**spec.to_dict(), "kept": kept, "dropped": dropped},
+        "recurrence": recipe.recurrence.model_dump(mode="json"),
+    }
+
+
+def _trained(
+    recipe: FinetuneRecipe | LoopRecipe,
+    path: Path,
+    config: PreTrainedConfig,
+    model: nn.Module,
+    resume: bool,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """What training `model`, made of the base that `config` describes, takes."""
     _check_files(recipe, path)
     on, dtype, saved = _computing(recipe, path, config)
     settings, length = recipe.training, recipe.data.seq_len
-    model = sizes.base_model(config)
     total = sizes.parameters(model)
     adapters = _adapters(model, recipe) if recipe.lora.rank else 0
     trained = adapters or total
@@ -156,12 +199,10 @@ def finetuning(
     notes = []
     if context and length > context:
         notes.append(f"rows of {length} tokens are longer than the model's context of {context}")
-    repeats = objectives.needs_repeats(settings.objective)
     return {
         "model": _about(recipe.base, path, config),
         "parameters": {"base": total, "adapters": adapters, "trained": trained},
         "training": _training(recipe, dtype),
-        "repetition": recipe.repetition.model_dump(mode="json") if repeats else None,
         "data": _data(recipe),
         "memory_bytes": {**memory, "total": sum(memory.values())},
         "device": {"name": str(on), "memory_bytes": device.memory(on)},
@@ -171,7 +212,7 @@ def finetuning(
     }
 
 
-def _found(recipe: Recipe | FinetuneRecipe, command: str) -> tuple[Path, PreTrainedConfig]:
+def _found(recipe: AnyRecipe, command: str) -> tuple[Path, PreTrainedConfig]:
     """Where the recipe's base is, and its configuration."""
     if not recipe.base:
         raise UsageError(
@@ -182,7 +223,7 @@ def _found(recipe: Recipe | FinetuneRecipe, command: str) -> tuple[Path, PreTrai
     return path, pretrained.read_config(path, trust)
 
 
-def _check_objectives(recipe: Recipe | FinetuneRecipe) -> None:
+def _check_objectives(recipe: AnyRecipe) -> None:
     weights = recipe.training.objective
     repeats = objectives.needs_repeats(weights)
     objectives.check(weights, share=recipe.repetition.share if repeats else 0.0)
@@ -193,13 +234,13 @@ def _check_objectives(recipe: Recipe | FinetuneRecipe) -> None:
         )
 
 
-def _check_files(recipe: Recipe | FinetuneRecipe, path: Path) -> None:
+def _check_files(recipe: AnyRecipe, path: Path) -> None:
     pretrained.check_weights(path)
     pretrained.tokenizer(path, recipe.trust_remote_code)
 
 
 def _computing(
-    recipe: Recipe | FinetuneRecipe, path: Path, config: PreTrainedConfig
+    recipe: AnyRecipe, path: Path, config: PreTrainedConfig
 ) -> tuple[torch.device, torch.dtype, torch.dtype]:
     """The device, the dtype to compute in there, and the dtype to save."""
     on = device.pick(recipe.training.device)
@@ -208,7 +249,7 @@ def _computing(
     return on, dtype, stored if recipe.training.dtype == "auto" else dtype
 
 
-def _training(recipe: Recipe | FinetuneRecipe, dtype: torch.dtype) -> dict[str, Any]:
+def _training(recipe: AnyRecipe, dtype: torch.dtype) -> dict[str, Any]:
     settings = recipe.training
     steps, tokens_per_step = steps_of(settings, seq_len=recipe.data.seq_len)
     return {
@@ -222,11 +263,12 @@ def _training(recipe: Recipe | FinetuneRecipe, dtype: torch.dtype) -> dict[str, 
     }
 
 
-def _adapters(model: nn.Module, recipe: FinetuneRecipe) -> int:
-    """Parameters of the adapters that peft makes for this architecture."""
+def _adapters(model: nn.Module, recipe: FinetuneRecipe | LoopRecipe) -> int:
+    """Parameters that are trained where peft makes adapters for this architecture."""
     known = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     try:
-        made = with_adapters(model, recipe)
+        whole = WHOLE if isinstance(recipe, LoopRecipe) else {}
+        made = with_adapters(model, recipe, **whole)
     except ValueError as error:
         raise UsageError(
             f"lora.targets={recipe.lora.targets}: {str(error).splitlines()[0]}; linear "
@@ -310,7 +352,7 @@ def _notes(recipe: Recipe, config: PreTrainedConfig, spec: LigerSpec) -> list[st
     return notes
 
 
-def _data(recipe: Recipe | FinetuneRecipe) -> dict[str, Any]:
+def _data(recipe: AnyRecipe) -> dict[str, Any]:
     settings = recipe.data
     next(data.documents(settings))  # raises what reading it would raise
     if settings.eval_source:
@@ -320,7 +362,7 @@ def _data(recipe: Recipe | FinetuneRecipe) -> dict[str, Any]:
 
 
 def _output(
-    recipe: Recipe | FinetuneRecipe, path: Path, size: int, resume: bool, overwrite: bool
+    recipe: AnyRecipe, path: Path, size: int, resume: bool, overwrite: bool
 ) -> dict[str, Any] | None:
     if recipe.out is None:
         return None

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import InputError, UsageError, suggest
 from .liger.spec import LigerSpec
+from .recurrent_depth.spec import LoopSpec
 
 
 class _Strict(BaseModel):
@@ -175,7 +176,44 @@ class FinetuneRecipe(_Job):
     output: FinetuneOutput = FinetuneOutput()
 
 
-AnyRecipe = TypeVar("AnyRecipe", Recipe, FinetuneRecipe)
+class LoopSettings(_Strict):
+    """Layers of each part; see `LoopSpec`."""
+
+    prelude: int = Field(4, ge=0)  # the first so many
+    core: int = Field(8, ge=1)  # before the coda; what is between prelude and core is dropped
+    coda: int = Field(4, ge=0)  # the last so many
+
+
+class LoopLora(FinetuneLora):
+    """Everything is trained unless a rank is given; the adapter into the core always is."""
+
+    rank: int = Field(0, ge=0)
+
+
+class LoopMeasure(_Strict):
+    """Held-out loss of the trained model, by number of recurrences."""
+
+    recurrences: list[Annotated[int, Field(ge=1, le=4096)]] = Field([1, 2, 4, 8, 16], min_length=1)
+
+
+class LoopRecipe(_Job):
+    """Everything `linearize loop` needs."""
+
+    loop: LoopSettings = LoopSettings()
+    recurrence: RecurrenceSettings = RecurrenceSettings()
+    lora: LoopLora = LoopLora()
+    training: FinetuneTraining = FinetuneTraining()
+    measure: LoopMeasure = LoopMeasure()
+    output: FinetuneOutput = FinetuneOutput()
+
+    def spec(self) -> LoopSpec:
+        """The frozen description that goes into the model's `config.json`."""
+        depth = self.recurrence
+        return LoopSpec(**self.loop.model_dump(), recurrences=depth.mean, backprop=depth.backprop)
+
+
+AnyRecipe = Recipe | FinetuneRecipe | LoopRecipe
+Kind = TypeVar("Kind", Recipe, FinetuneRecipe, LoopRecipe)
 
 
 def names() -> list[str]:
@@ -232,7 +270,7 @@ def override(
     return values
 
 
-def build(values: dict[str, Any], kind: type[AnyRecipe] = Recipe) -> AnyRecipe:
+def build(values: dict[str, Any], kind: type[Kind] = Recipe) -> Kind:
     """Validate a nested dict. Raises `UsageError` naming the key, the value and the limit."""
     try:
         return kind.model_validate(values)
@@ -243,14 +281,14 @@ def build(values: dict[str, Any], kind: type[AnyRecipe] = Recipe) -> AnyRecipe:
 def load(
     name_or_path: str | None,
     assignments: list[str] | None = None,
-    kind: type[AnyRecipe] = Recipe,
-) -> AnyRecipe:
+    kind: type[Kind] = Recipe,
+) -> Kind:
     """Read, override and validate in one call; None starts from the defaults."""
     values = read(name_or_path) if name_or_path else {}
     return build(override(values, assignments or [], kind), kind)
 
 
-def dump(recipe: Recipe | FinetuneRecipe) -> str:
+def dump(recipe: AnyRecipe) -> str:
     """YAML text with every value spelled out, saved beside each result."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 

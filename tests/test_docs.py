@@ -27,7 +27,7 @@ from linearize.training.objectives import OBJECTIVES
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FINETUNINGS = {"ditto", "unlikelihood"}
-NOT_CONVERSIONS = {"embedded"} | FINETUNINGS  # recipes of other jobs
+NOT_CONVERSIONS = {"embedded", "loop", "looped"} | FINETUNINGS  # recipes of other jobs
 
 
 def commands() -> list[tuple[str, list[str]]]:
@@ -95,6 +95,11 @@ def test_recipes_of_finetunings_build_and_are_explained(name: str) -> None:
     assert name in built.training.objective
     assert set(built.training.objective) <= set(OBJECTIVES)
     explained(name)
+
+
+def test_the_recipe_of_retrofits_builds_and_is_explained() -> None:
+    assert recipe.load("loop", kind=recipe.LoopRecipe).spec().layers == 16
+    explained("loop")
 
 
 DECODING = (ROOT / "docs" / "decoding.md").read_text()

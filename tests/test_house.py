@@ -17,10 +17,10 @@ ROOMS = [
     {"recipe"},
     {"training", "device", "output"},
     {"card", "checks", "conversion", "converted", "figures", "finetuning", "job"}
-    | {"plan", "pretrain", "pretrained"},
+    | {"looping", "plan", "pretrain", "pretrained"},
     {"_register", "__init__"},
 ]
-SIGHT_OF_RECIPE = {"errors", "liger.spec"}
+SIGHT_OF_RECIPE = {"errors", "liger.spec", "recurrent_depth.spec"}
 # `decoding` works with any model: of linearize it may use these.
 SIGHT_OF_DECODING = {"errors", "liger.state", "recurrent_depth.interface", "decoding"}
 

@@ -14,6 +14,9 @@ from .families import find
 from .retrofitted import CONFIGS, MODELS, start
 from .spec import LoopSpec
 
+# Settings of peft's `LoraConfig` under which the adapter into the core is trained itself.
+WHOLE = {"modules_to_save": ["adapter"], "exclude_modules": ["adapter"]}
+
 
 def looped_config(config: PreTrainedConfig, spec: LoopSpec) -> PreTrainedConfig:
     """The config of the looped model, from its base's.

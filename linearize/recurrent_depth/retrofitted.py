@@ -36,13 +36,13 @@ class Adapter(nn.Linear):
     One recurrence is then exactly the pruned model (arXiv 2511.07384 leaves the choice open).
     """
 
-    def __init__(self, width: int) -> None:
-        super().__init__(2 * width, width, bias=False)
+    def __init__(self, width: int, **where: Any) -> None:
+        super().__init__(2 * width, width, bias=False, **where)
 
     def reset_parameters(self) -> None:
-        width = self.out_features
-        start = torch.cat([torch.zeros(width, width), torch.eye(width)], 1)
-        init.copy_(self.weight, start.to(self.weight))
+        width, where = self.out_features, {"device": self.weight.device, "dtype": self.weight.dtype}
+        unseen, through = torch.zeros(width, width, **where), torch.eye(width, **where)
+        init.copy_(self.weight, torch.cat([unseen, through], 1))
 
 
 class RetrofittedCausalLM(LoopedCausalLM):
@@ -111,7 +111,7 @@ def start(model: PreTrainedModel) -> None:
     """What a stock model of the right layers lacks: the adapter, and attention by placement."""
     weight = model.get_input_embeddings().weight
     model.spec = LoopSpec.from_dict(model.config.linearize["loop"])
-    model.adapter = Adapter(model.config.hidden_size).to(weight)
+    model.adapter = Adapter(model.config.hidden_size, device=weight.device, dtype=weight.dtype)
     model.config._attn_implementation = ATTENTION
 
 
