@@ -57,7 +57,12 @@ class RecurrentDepthCache(Cache):
         self._last: tuple[Tensor, int, CachedPlacement] | None = None
 
     def place(
-        self, positions: Tensor, *, angles: Tensor | None = None, device: torch.device | None = None
+        self,
+        positions: Tensor,
+        *,
+        angles: Tensor | None = None,
+        device: torch.device | None = None,
+        packed: bool = False,
     ) -> CachedPlacement:
         """The placement of tokens at `positions` [B, W] (-1 = unused), which become part of rows.
 
@@ -65,6 +70,7 @@ class RecurrentDepthCache(Cache):
         reordered or extended elsewhere, so passing it again costs nothing.
         - `angles`: [B or 1, W] positions for rotary embedding where they differ.
         - `device`: where the tokens are computed; default that of `positions`.
+        - `packed`: the layers leave unused places out, see `Placement`.
 
         Raises `UsageError` if a row would get a gap or the number of rows differs.
         """
@@ -73,7 +79,8 @@ class RecurrentDepthCache(Cache):
             return self._last[2]
         where = positions.cpu()
         self._fit(where)
-        placed = CachedPlacement(self, where, device or positions.device, angles=angles)
+        device = device or positions.device
+        placed = CachedPlacement(self, where, device, angles=angles, packed=packed)
         self.lengths = torch.maximum(self.lengths, where.amax(1) + 1)
         self._columns = max(self._columns, int(self.lengths.max()))
         self._last = (positions, version, placed)
@@ -237,14 +244,17 @@ class CachedPlacement(Placement):
         device: torch.device,
         *,
         angles: Tensor | None,
+        packed: bool = False,
     ) -> None:
-        super().__init__(where, device, angles=angles)
+        super().__init__(where, device, angles=angles, packed=packed)
         self.cache = cache
         self.alone = not cache.lengths.any()
         self.columns = max(int(where.max()) + 1, 1)  # of the keys that are seen
         rows = torch.arange(len(where))[:, None] * (cache.capacity + 1)
         at = where.where(where >= 0, torch.tensor(cache.capacity))
         self._at = (rows + at).flatten()  # in a slot with rows and columns flattened
+        if self._used is not None:
+            self._at = self._at[where.flatten() >= 0]
         self._index = self._at.to(device)
         self._slots: dict[tuple[str, int, int], _View] = {}
         if cache.tracks_depth and not self.alone:
@@ -267,7 +277,7 @@ class CachedPlacement(Placement):
             kept = step + 1 if cache.sharing.kept is None else min(step + 1, cache.sharing.kept)
             cache._depth.view(-1)[self._at] = kept
         if self.alone:
-            return k, v, self.bias(k.dtype)
+            return self.spread(k), self.spread(v), self.bias(k.dtype)
         if part == "core" and cache.tracks_depth and place >= self._shallowest:
             return self._complete(slot, layer, place)
         if k.requires_grad and torch.is_grad_enabled():

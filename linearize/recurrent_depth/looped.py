@@ -42,6 +42,9 @@ class LoopedCausalLM(SavesStub, PreTrainedModel, GenerationMixin):
     """A causal LM whose middle layers are applied as often as one likes (`num_steps`)."""
 
     _supports_sdpa = True
+    # Whether prelude, core and coda may get tokens packed into one row (see `Placement`), so that
+    # places that are not used cost nothing: the case if nothing but attention looks across tokens.
+    _packs = False
 
     # What a subclass supplies.
 
@@ -69,7 +72,7 @@ class LoopedCausalLM(SavesStub, PreTrainedModel, GenerationMixin):
         raise NotImplementedError
 
     def coda(self, z: Tensor, place: Placement, logits_to_keep: int = 0) -> Tensor:
-        """State [B, W, h] -> logits [B, W, V] float32."""
+        """State [B, W, h] -> logits [B, W, V] float32, of the last columns if `logits_to_keep`."""
         raise NotImplementedError
 
     # The interface for samplers: see interface.py.
@@ -114,7 +117,9 @@ class LoopedCausalLM(SavesStub, PreTrainedModel, GenerationMixin):
         self, ids: Tensor, positions: Tensor, cache: RecurrentDepthCache | None = None
     ) -> Tensor:
         """The prelude: ids [B, W] -> e [B, W, h]. Adds the tokens to the cache."""
-        return self.prelude(self.get_input_embeddings()(ids), self._at(positions, cache))
+        place = self._at(positions, cache)
+        x = self.get_input_embeddings()(place.pack(ids))
+        return place.spread(self.prelude(x, place))
 
     def core_step(
         self,
@@ -125,7 +130,8 @@ class LoopedCausalLM(SavesStub, PreTrainedModel, GenerationMixin):
         step: int = 0,
     ) -> Tensor:
         """One recurrence: z, e [B, W, h] -> z [B, W, h]."""
-        return self.core(z, e, self._at(positions, cache), step)
+        place = self._at(positions, cache)
+        return place.spread(self.core(place.pack(z), place.pack(e), place, step))
 
     def decode(
         self,
@@ -136,7 +142,9 @@ class LoopedCausalLM(SavesStub, PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
     ) -> Tensor:
         """The coda and the head: z [B, W, h] -> logits [B, W, V] float32."""
-        return self.coda(z, self._at(positions, cache), logits_to_keep)
+        place = self._at(positions, cache)
+        logits = self.coda(place.pack(z), place, logits_to_keep)
+        return logits if logits_to_keep else place.spread(logits)
 
     def trim(self, cache: RecurrentDepthCache, length: int | Tensor) -> None:
         """Forget tokens at positions >= length (one number or [B])."""
@@ -144,8 +152,8 @@ class LoopedCausalLM(SavesStub, PreTrainedModel, GenerationMixin):
 
     def _at(self, positions: Tensor, cache: RecurrentDepthCache | None) -> Placement:
         if cache is None:
-            return Placement(positions.cpu(), self.device)
-        return cache.place(positions, device=self.device)
+            return Placement(positions.cpu(), self.device, packed=self._packs)
+        return cache.place(positions, device=self.device, packed=self._packs)
 
     # transformers
 

@@ -21,6 +21,7 @@ class RavenForCausalLM(LoopedCausalLM):
     config_class = RavenConfig
     base_model_prefix = ""
     supports_gradient_checkpointing = True
+    _packs = True
     _no_split_modules = ("SandwichBlock",)
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # noqa: RUF012
     # A table of rotary angles, rounded where the file is bfloat16: computed in float32 instead.
@@ -84,7 +85,9 @@ class RavenForCausalLM(LoopedCausalLM):
         x = self.transformer.ln_f(z)
         for i, block in enumerate(self.transformer.coda):
             x = block(x, place, "coda", i)
-        return self.lm_head(self.transformer.ln_f(x[:, -logits_to_keep:])).float()
+        if logits_to_keep:
+            x = place.spread(x, logits_to_keep)
+        return self.lm_head(self.transformer.ln_f(x)).float()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.transformer.wte

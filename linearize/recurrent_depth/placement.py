@@ -19,6 +19,8 @@ class Placement:
     - `where`: [B, W] int64 on the CPU, position of each token in its row, -1 = unused.
     - `angles`: [B or 1, W] positions for rotary embedding on `device`; None = `where`.
     - `documents`: [B or 1, W] on `device`; tokens of different documents do not see each other.
+    - `packed`: where places are unused, the layers get the N tokens alone, as one row [1, N, ...]:
+      `pack` and `spread` go between the two layouts, and only `attend` and `extend` work on rows.
     """
 
     def __init__(
@@ -28,13 +30,41 @@ class Placement:
         *,
         angles: Tensor | None = None,
         documents: Tensor | None = None,
+        packed: bool = False,
     ) -> None:
         self.where = where
         self.width = where.shape[1]
         self.device = device
         self.documents = documents
         self.positions = where.clamp(min=0).to(device) if angles is None else angles
+        self._used: Tensor | None = None  # [N] on `device`, places of the tokens, rows flattened
+        if packed and angles is None:
+            self._leave_out_unused()
         self._kept: dict[object, object] = {}
+
+    def _leave_out_unused(self) -> None:
+        used = self.where.flatten() >= 0
+        count = int(used.sum())
+        if not 0 < count < len(used):
+            return
+        self._used = used.nonzero()[:, 0].to(self.device)
+        # of each place, which token it gets; an unused one gets any
+        self._source = (used.cumsum(0) - 1).clamp(min=0).to(self.device)
+        self.positions = self.pack(self.positions)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """[B, W, ...] as the layers work on it: itself, or its tokens alone [1, N, ...]."""
+        return x if self._used is None else x.flatten(0, 1).index_select(0, self._used)[None]
+
+    def spread(self, x: Tensor, last: int = 0) -> Tensor:
+        """What layers gave, as rows [B, W, ...]; unused places hold anything.
+
+        - `last`: only so many columns from the right; 0 = all.
+        """
+        if self._used is None:
+            return x[:, -last:]
+        source = self._source.view(self.where.shape)[:, -last:]
+        return x[0].index_select(0, source.flatten()).unflatten(0, source.shape)
 
     def once(self, name: object, make: Callable[[], object]) -> object:
         """`make()`, computed at the first call with this name."""
@@ -47,13 +77,13 @@ class Placement:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys, values and bias that these tokens see in one layer.
 
-        - `k`, `v`: [B, W, Hk, D] of these tokens, rotated.
+        - `k`, `v`: [B, W, Hk, D] of these tokens, rotated; [1, N, Hk, D] if they are packed.
         - `part`: "prelude", "core" or "coda"; `layer` counts inside it, `step` recurrences.
 
         Returns keys and values [B, n, Hk, D] and a bias [B or 1, 1, W, n], 0 or -inf, in k's
         dtype. Bias None: causal if there are several tokens, else everything is seen.
         """
-        return k, v, self.bias(k.dtype)
+        return self.spread(k), self.spread(v), self.bias(k.dtype)
 
     def attend(
         self,
@@ -68,20 +98,22 @@ class Placement:
     ) -> Tensor:
         """Softmax attention of q [B, W, H, D] over what `extend` returns -> [B, W, H, D].
 
+        q, k, v and the result are [1, N, H, D] if the tokens are packed.
         - `window`: tokens that a token sees, itself included; None = all.
         """
         keys, values, bias = self.extend(k, v, part, layer, step)
         if window is not None and int(self.where.max()) >= window:
             near = self.once((window, k.dtype), lambda: additive(self._near(window), k.dtype))
             bias = near if bias is None else bias + near
-        return F.scaled_dot_product_attention(
-            q.transpose(1, 2),
+        seen = F.scaled_dot_product_attention(
+            self.spread(q).transpose(1, 2),
             keys.transpose(1, 2),
             values.transpose(1, 2),
             attn_mask=bias,
             is_causal=bias is None and self.width > 1,
             enable_gqa=q.shape[2] != keys.shape[2],
         ).transpose(1, 2)
+        return self.pack(seen)
 
     def bias(self, dtype: torch.dtype) -> Tensor | None:
         """What is seen as an additive bias; see `extend`."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from looped_models import small, tokens
+from looped_models import close, small, tokens
 from torch import nn
 
 from linearize.errors import CheckError, UsageError
 from linearize.recurrent_depth.cache import RecurrentDepthCache
 from linearize.recurrent_depth.conformance import check_interface
 from linearize.recurrent_depth.interface import LoopedModel, LoopFacts, is_looped, require_looped
+from linearize.recurrent_depth.model import RavenForCausalLM
 
 
 class Foreign(nn.Module):
@@ -116,3 +117,36 @@ def test_interface_equals_forward() -> None:
     assert torch.equal(z, expected.latent_state)
     assert torch.equal(model.decode(z, positions, cache), expected.logits)
     assert torch.equal(model.decode(z, positions, cache, logits_to_keep=2), expected.logits[:, -2:])
+
+
+class _Rows(RavenForCausalLM):
+    _packs = False
+
+
+@pytest.mark.parametrize("sharing", [None, 1])
+@pytest.mark.parametrize("cached", [True, False])
+@torch.no_grad()
+def test_unused_places_are_left_out_and_change_nothing(sharing, cached) -> None:
+    packed, ids = small(), tokens(3, 5)
+    rows = _Rows(packed.config).eval()
+    rows.load_state_dict(packed.state_dict())
+    passes = [[[-1, -1, 0, 1, 2], [0, 1, 2, 3, 4], [-1, -1, -1, -1, 0]]]
+    if cached:  # one row continues, one is done again from the middle, one does not take part
+        passes.append([[3, 4, 5, -1, -1], [2, 3, -1, -1, -1], [-1] * 5])
+    worked = []
+    block = packed.transformer.core_block[0]
+    block.register_forward_hook(lambda module, given, out: worked.append(out.shape[:2].numel()))
+    caches = [m.new_cache(sharing=sharing) if cached else None for m in (packed, rows)]
+    for where in map(torch.tensor, passes):
+        found = []
+        for model, cache in zip((packed, rows), caches, strict=True):
+            e, z = model.embed(ids, where, cache), model.initial_state((3, 5), scale=0)
+            for step in range(2):
+                z = model.core_step(z, e, where, cache, step)
+            last = model.decode(z, where, cache, logits_to_keep=2)
+            found.append((e, z, model.decode(z, where, cache), last))
+        used = where >= 0
+        for a, b in zip(*found, strict=True):
+            here = used[:, -b.shape[1] :]
+            close(a[here], b[here], atol=1e-5)
+        assert worked[-2:] == [int(used.sum())] * 2
