@@ -44,11 +44,11 @@ def load(
         pretrained.locate(str(tokenizer)) if tokenizer else where, trust_remote_code
     )
     model = linearize.load(where, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    identity = {"model": _hash(where)}
+    identity = {"hash": _hash(where)}
     if peft is not None:
         adapter = pretrained.locate(str(peft))
         model = _adapted(model, adapter)
-        identity["adapter"] = _hash(adapter)
+        identity["adapter_hash"] = _hash(adapter)
     model = model.to(devices.dtype(dtype, model.dtype, model.device))
     return model, words, {**identity, **_rest(model, words)}
 
@@ -62,14 +62,14 @@ def live(model: Any, tokenizer: Any) -> dict[str, Any]:
         digest.update(name.encode())
         flat = tensor.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return {"model": digest.hexdigest(), **_rest(model, tokenizer)}
+    return {"hash": digest.hexdigest(), **_rest(model, tokenizer)}
 
 
 def _rest(model: Any, tokenizer: Any) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     return {
-        "tokenizer": hashlib.sha256(words.encode()).hexdigest(),
+        "tokenizer_hash": hashlib.sha256(words.encode()).hexdigest(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
     }
