@@ -25,7 +25,15 @@ from .converted import cast, merge_adapter, write_json
 from .errors import UsageError
 from .output import OutputDirectory
 from .recipe import AnyRecipe, RecurrenceSettings
-from .training import checkpoint, data, evaluate, objectives, packing, pseudo_repetition
+from .training import (
+    checkpoint,
+    data,
+    evaluate,
+    objectives,
+    packing,
+    prefix_rows,
+    pseudo_repetition,
+)
 from .training.loop import TrainResult, train
 from .training.objectives import Teacher
 
@@ -55,6 +63,8 @@ class Job(ABC):
         self.rows, self.held_out, self.data = packing.build_rows(
             recipe.data, self.tokenizer, budget
         )
+        if prefix_rows.OBJECTIVE in recipe.training.objective:
+            self.rows = prefix_rows.build(self.rows, recipe.encoder, self.tokenizer)
         self.repeated = None
         if objectives.needs_repeats(recipe.training.objective):
             self.repeated = pseudo_repetition.build(

@@ -20,7 +20,7 @@ from .liger.spec import LigerSpec
 from .output import OutputDirectory
 from .recipe import AnyRecipe, FinetuneRecipe, LoopRecipe, Recipe
 from .recurrent_depth.retrofit import WHOLE, looped_config
-from .training import data, objectives
+from .training import data, objectives, prefix_rows
 from .training.optimizer import steps_of
 
 
@@ -77,6 +77,7 @@ def plan(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> di
     spec, settings = recipe.liger.spec(), recipe.training
     gates.find(spec.gate)
     _check_objectives(recipe)
+    prefix_rows.check(settings.objective, spec.prefix, made=True)
     converted = sizes.converted_model(config, spec)
     _check_files(recipe, path)
     shape = sizes.Shape.of(config, spec)
@@ -137,6 +138,8 @@ def finetuning(
     """
     path, config = _found(recipe, "finetune")
     _check_objectives(recipe)
+    held = (getattr(config, "linearize", None) or {}).get("spec", {})
+    prefix_rows.check(recipe.training.objective, held.get("prefix", "none"))
     repeats = objectives.needs_repeats(recipe.training.objective)
     return {
         **_trained(recipe, path, config, sizes.base_model(config), resume, overwrite),
@@ -162,6 +165,7 @@ def looping(recipe: LoopRecipe, *, resume: bool = False, overwrite: bool = False
             "use training.objective={next_token: 1}"
         )
     _check_objectives(recipe)
+    prefix_rows.check(recipe.training.objective, "none")
     kept = spec.kept(config.num_hidden_layers)
     dropped = [i for i in range(config.num_hidden_layers) if i not in kept]
     return {

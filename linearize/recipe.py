@@ -110,6 +110,16 @@ class RecurrenceSettings(_Strict):
     shape: Literal["linear", "1-sqrt"] = "linear"  # of that rise; 1-sqrt stays low for longer
 
 
+class EncoderSettings(_Strict):
+    """Rows that begin with a prefix, for models with liger.prefix and objective masked_prefix."""
+
+    rows: float = Field(0.75, ge=0, le=1)  # share of rows with a prefix; the others are causal
+    shortest: float = Field(0.25, ge=0, lt=1)  # prefix as a share of its row, drawn from here
+    longest: float = Field(0.75, ge=0, lt=1)  # to here
+    masked: float = Field(0.15, ge=0, le=1)  # share of the prefix's tokens that are masked
+    mask_token: str | None = None  # None = the tokenizer's mask token, else its unknown token
+
+
 class OutputSettings(_Strict):
     """What is written."""
 
@@ -129,6 +139,7 @@ class _Job(_Strict):
     lora: LoraSettings = LoraSettings()
     training: TrainingSettings = TrainingSettings()
     repetition: RepetitionSettings = RepetitionSettings()
+    encoder: EncoderSettings = EncoderSettings()
     trust_remote_code: bool = False  # run Python code found in the base's repository
 
 

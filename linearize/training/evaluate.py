@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from .packing import IGNORED, Rows
 
+_INPUTS = ("input_ids", "attention_mask", "position_ids", "prefix_lengths")
+
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
@@ -27,9 +29,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def model_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor | bool]:
-    """Arguments of a forward pass: `input_ids`, `position_ids` where rows have them, no cache."""
-    names = [name for name in ("input_ids", "position_ids") if name in batch]
-    return {name: batch[name] for name in names} | {"use_cache": False}
+    """Arguments of a forward pass: `input_ids`, what else rows tell of themselves, no cache."""
+    return {name: batch[name] for name in _INPUTS if name in batch} | {"use_cache": False}
 
 
 @torch.no_grad()

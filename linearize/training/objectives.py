@@ -53,6 +53,11 @@ class Forward:
         self._depth = {} if num_steps is None else {"num_steps": num_steps}
 
     @property
+    def _read(self) -> Tensor:
+        """`[B, T]`, the text itself, without masks."""
+        return self.batch.get("unmasked", self.batch["input_ids"])
+
+    @property
     def targets(self) -> Tensor:
         """`[B, T]`, the token that follows each position; -100 where none does."""
         return self.batch["targets"]
@@ -70,7 +75,9 @@ class Forward:
                 "this objective needs a teacher, and there is none; use 'next_token' alone"
             )
         with torch.no_grad(), self._teacher(), evaluating(self.model):
-            return self.model(**model_inputs(self.batch)).logits
+            inputs = model_inputs(self.batch)
+            inputs.pop("prefix_lengths", None)
+            return self.model(**inputs | {"input_ids": self._read}).logits
 
 
 Objective = Callable[[Forward], Tensor]
@@ -100,11 +107,7 @@ def terms(batch: Mapping[str, Tensor]) -> Tensor:
 @objective("next_token")
 def next_token(step: Forward) -> Tensor:
     """Cross entropy in nats per target token."""
-
-    def loss(targets: Tensor, logits: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
-
-    return token_mean(loss, step.targets, step.logits)
+    return token_mean(_cross_entropy, step.targets, step.logits)
 
 
 @objective("distill")
@@ -118,6 +121,20 @@ def distill(step: Forward) -> Tensor:
         return divergence.masked_fill(targets == IGNORED, 0).sum()
 
     return token_mean(loss, step.targets, step.logits, step.teacher_logits)
+
+
+@objective("masked_prefix")
+def masked_prefix(step: Forward) -> Tensor:
+    """Cross entropy in nats per masked token of the prefix, each predicted in its own place.
+
+    With `next_token` behind the prefix, the loss of JRT-RNN (Arora et al., arXiv 2407.05483,
+    section 4.2): weights 1 and 0.25 there, divided by their sum in the paper, not in its code.
+    """
+    if "masked_targets" not in step.batch:
+        raise UsageError(
+            "objective 'masked_prefix' needs rows with a prefix; see training.prefix_rows"
+        )
+    return token_mean(_cross_entropy, step.batch["masked_targets"], step.logits)
 
 
 @objective("unlikelihood")
@@ -172,6 +189,11 @@ def token_mean(loss: Callable[..., Tensor], targets: Tensor, *tensors: Tensor) -
     """
     total = torch.stack(_in_chunks(loss, targets, *tensors)).sum()
     return total / (targets != IGNORED).sum().clamp(min=1)
+
+
+def _cross_entropy(targets: Tensor, logits: Tensor) -> Tensor:
+    """Nats, summed."""
+    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
 
 
 def _in_chunks(
