@@ -27,6 +27,9 @@ FIELDS = {
     "fda": ("text", "key", "value"),
     "swde": ("text", "key", "value"),
     "squad_completion": ("text", "context", "question", "value"),
+    "nq": ("context", "question", "orig_question", "answers"),
+    "drop": ("context", "question", "orig_question", "answers"),
+    "triviaqa": ("context", "question", "orig_question", "answers"),
 }
 
 
@@ -81,7 +84,7 @@ def fda_document(rng: Rng, *, words: int, attributes: int) -> Document:
 
 
 def released(name: str, path: Path) -> list[dict[str, Any]]:
-    """Rows of a released FDA, SWDE or SQuAD-completion file (JSONL) that the user has.
+    """Rows of a released file (JSONL) that the user has, one of `FIELDS`.
 
     Raises `UsageError` for another set, `InputError` for a file that is missing, malformed, empty
     or without the fields the templates need (see `FIELDS`).

@@ -7,13 +7,13 @@ what the model writes, whatever the case.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from linearize.decoding import jrt, jrt_templates
 from linearize.errors import InputError, UsageError
+from linearize.eval.metrics.containment import contains
 from linearize.eval.recall import copying as copies
 from linearize.eval.recall import extraction, niah, pairs, passkey, phonebook, set_disjointness
 from linearize.eval.recall.filling import Measure, tokens, words
@@ -22,11 +22,6 @@ from .registry import Config, task
 
 Doc = Mapping[str, Any]
 Make = Callable[[], list[dict[str, Any]]]
-
-
-def contains(answers: list[str], prediction: str) -> float:
-    """1.0 where an answer occurs in the prediction, whatever the case, else 0.0."""
-    return float(any(re.search(re.escape(a), prediction, re.IGNORECASE) for a in answers))
 
 
 @task("local_mqar")
@@ -154,32 +149,45 @@ def swde_like(
     return _templated("swde", make, readings)
 
 
-def _released(name: str) -> None:
-    """Register a released set, read from `data_dir`, with the published prompts and truncation."""
+# What follows a task's name -> readings, and whether its question is announced before the document
+# too. JRT-Prompt does both; with the cue alone it can be told which of the two helps.
+_READINGS = {"": (1, False), "_cue": (1, True), "_twice": (2, True)}
 
-    @task(f"local_{name}")
+
+def _released(name: str, suffix: str) -> None:
+    """Register a released set with the published prompts and truncation.
+
+    Read from `data_dir`, or from `file`: any JSONL file with the set's fields.
+    """
+    times, cue = _READINGS[suffix]
+
+    @task(f"local_{name}{suffix}")
     def released(
         *,
-        readings: int = 1,
+        file: str | None = None,
+        readings: int = times,
         context_length: int = 1000,
         answer_length: int = 50,
         data_dir: Path | None = None,
         tokenizer: Any = None,
     ) -> Config:
-        file = _file(data_dir, name, (".jsonl",))
+        path = _file(data_dir, name, (".jsonl",)) if file is None else Path(file)
+        if not path.is_file():
+            raise InputError(f"there is no file {path}; give the JSONL file of {name}")
 
         def make() -> list[dict[str, Any]]:
-            rows = extraction.released(name, file)
+            rows = extraction.released(name, path)
             return [row for row in rows if jrt_templates.usable(name, row)]
 
         cut = None
         if tokenizer is not None:
             cut = jrt_templates.Truncation(tokenizer, context_length, answer_length)
-        return _templated(name, make, readings, cut)
+        return _templated(name, make, readings, cut, cue=cue or None)
 
 
 for _name in extraction.FIELDS:
-    _released(_name)
+    for _suffix in _READINGS:
+        _released(_name, _suffix)
 
 
 def _generated(make: Make, *, max_tokens: int, in_place: bool = False) -> Config:
@@ -187,7 +195,7 @@ def _generated(make: Make, *, max_tokens: int, in_place: bool = False) -> Config
     metrics = ["contains", "tokens"] if in_place else ["contains"]
 
     def score(doc: Doc, results: list[str]) -> dict[str, float]:
-        found = {"contains": contains(doc["answers"], results[0])}
+        found = {"contains": float(contains(results[0], doc["answers"]))}
         if in_place:
             found["tokens"] = copies.token_accuracy(doc["answers"][0], results[0])
         return found
@@ -203,17 +211,22 @@ def _generated(make: Make, *, max_tokens: int, in_place: bool = False) -> Config
 
 
 def _templated(
-    name: str, make: Make, readings: int, cut: jrt_templates.Truncation | None = None
+    name: str,
+    make: Make,
+    readings: int,
+    cut: jrt_templates.Truncation | None = None,
+    *,
+    cue: bool | None = None,
 ) -> Config:
-    """Items with the fields of a published set; read `readings` times."""
+    """Items with the fields of a published set; read `readings` times, announced as `cue` says."""
     if isinstance(readings, bool) or not isinstance(readings, int) or readings < 1:
         raise UsageError(f"readings={readings!r}: give 1 (once), 2 (JRT-Prompt) or more")
     template = jrt_templates.find(name)
     return _config(
         make,
-        lambda doc: jrt_templates.prompt(name, doc, times=readings, truncation=cut),
+        lambda doc: jrt_templates.prompt(name, doc, times=readings, cue=cue, truncation=cut),
         lambda doc: template.answers(doc)[0],
-        lambda doc, results: {"contains": contains(template.answers(doc), results[0])},
+        lambda doc, results: {"contains": float(contains(results[0], template.answers(doc)))},
         jrt_templates.MAX_NEW_TOKENS,
         ["contains"],
     )

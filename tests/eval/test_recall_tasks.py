@@ -29,6 +29,9 @@ RECALL = {
     "local_fda": {},
     "local_swde": {},
     "local_squad_completion": {},
+    "local_drop": {},
+    "local_fda_twice": {},
+    "local_squad_completion_cue": {},
 }
 
 
@@ -47,6 +50,13 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "text": "It was made in Lyon. It comes from",
     }
     (folder / "squad_completion" / "validation.jsonl").write_text(json.dumps(row) + "\n")
+    row = {
+        "context": "The Hawks led 14-3.",
+        "question": "The leaders were the",
+        "orig_question": "Who led?",
+        "answers": ["Hawks"],
+    }
+    (folder / "drop.jsonl").write_text(json.dumps(row) + "\n")
     return folder
 
 
@@ -90,6 +100,26 @@ def test_reading_twice_takes_the_published_prompt() -> None:
     assert twice["doc_to_text"](doc) == (
         "Information about Site. A. Site: Hill. B.\nA. Site: Hill. B. Site:"
     )
+
+
+def test_sets_are_read_once_announced_and_twice(tmp_path: Path) -> None:
+    row = {"key": "site", "value": "Hill", "text": "A. Site: Hill. B."}
+    file = tmp_path / "any name.jsonl"
+    file.write_text(json.dumps(row) + "\n" + json.dumps({**row, "value": "H"}))
+    prompts = []
+    for suffix in ("", "_cue", "_twice"):
+        config = tasks.config(f"local_fda{suffix}", {"file": str(file)})
+        docs = config["custom_dataset"]()["test"]
+        assert len(docs) == 1, "values of one letter are left out, as published"
+        prompts.append(config["doc_to_text"](docs[0]))
+    text = "A. Site: Hill. B."
+    assert prompts == [
+        f"{text} Site:",
+        f"Information about Site. {text} Site:",
+        f"Information about Site. {text}\n{text} Site:",
+    ]
+    with pytest.raises(InputError, match=r"there is no file none\.jsonl"):
+        tasks.config("local_nq_twice", {"file": "none.jsonl"})
 
 
 def test_refused_before_anything_is_built(tmp_path: Path) -> None:
