@@ -60,7 +60,7 @@ def adaptive(
     model that is not looped and for values out of range, `CheckError` for logits without a usable
     token.
     """
-    model = require_looped(model, needed_by="the sampler 'adaptive'")
+    model = require_looped(model, needed_by="the sampler 'adaptive'", goes_back=True)
     steps = recurrences(model.loop, num_steps)
     chosen, at = resolve(criterion, exit_threshold)
     if not 0 <= min_steps < steps:

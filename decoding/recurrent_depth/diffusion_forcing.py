@@ -50,7 +50,7 @@ def diffuse(
     Raises `UsageError` for a model that is not looped and settings that do not fit it,
     `CheckError` for logits without a usable token.
     """
-    require_looped(model, needed_by="the sampler 'diffusion-forcing'")
+    require_looped(model, needed_by="the sampler 'diffusion-forcing'", goes_back=True)
     if not model.loop.injects_input:
         raise UsageError(
             f"{type(model).__name__} takes in a token only once, so the state of a draft that was "

@@ -64,7 +64,7 @@ def self_speculative(
     Raises `UsageError` for a model that is not looped and for values out of range, `CheckError`
     for logits without a usable token.
     """
-    model = require_looped(model, needed_by="the sampler 'self-speculative'")
+    model = require_looped(model, needed_by="the sampler 'self-speculative'", goes_back=True)
     steps = recurrences(model.loop, num_steps)
     if recurrences(model.loop, draft_steps, "draft_steps") >= steps:
         raise UsageError(

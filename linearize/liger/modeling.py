@@ -24,7 +24,7 @@ from ..errors import InputError, UsageError
 from ..ops.prefix import prefix_tokens
 from ..stub import SavesStub
 from . import bases
-from .attention import ATTENTION, HeadMix, liger_class
+from .attention import ATTENTION, HeadMix, LigerAttention, liger_class
 from .bases import PREFIX
 from .layout import Layout, document_starts
 from .prefix import PrefixEncoder
@@ -157,17 +157,23 @@ def attention_mode(model: nn.Module, mode: str) -> Iterator[None]:
         decoder.liger_mode = before
 
 
-def _swap(model: PreTrainedModel) -> None:
+def swap_attention(model: PreTrainedModel) -> None:
+    """Give the layers that the config's spec names their attention, where they lack it."""
     spec = spec_of(model.config)
     base = bases.BASES[model.config.linearize["base"]["model_type"]]
     own_windows = model.config.linearize["base"]["own_windows"]
     kept = spec.softmax_layers(model.config.num_hidden_layers)
     for i, attention in enumerate(base.attentions(model)):
         attention.own_window = own_windows[i]
-        if i not in kept:
+        if i not in kept and not isinstance(attention, LigerAttention):
             attention.__class__ = liger_class(type(attention))
             attention.start(base, spec)
             attention.to(next(attention.parameters()).device)
+
+
+def _swap(model: PreTrainedModel) -> None:
+    swap_attention(model)
+    base = bases.BASES[model.config.linearize["base"]["model_type"]]
     decoder = model.get_decoder()
     decoder.liger_mode = "liger"
     decoder.register_forward_pre_hook(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError, suggest
 from ..liger.bases import BASES, Base
+from ..liger.bases import PREFIX as CONVERTED
 
 if TYPE_CHECKING:  # `import linearize` registers these names without importing torch
     from transformers import PreTrainedConfig
@@ -24,8 +25,11 @@ def supported() -> list[str]:
 
 
 def find(config: PreTrainedConfig) -> Base:
-    """The row for a model's config. Raises `InputError` naming the supported families."""
-    name = config.model_type or ""
+    """The row for a model's config, converted to Liger attention or not.
+
+    Raises `InputError` naming the supported families.
+    """
+    name = (config.model_type or "").removeprefix(CONVERTED)
     if name.startswith(PREFIX) or name == "huginn_raven":
         raise InputError(
             f"the model is looped already (type '{name}'); `linearize finetune` trains"

@@ -31,6 +31,8 @@ class LoopFacts:
     - `prelude`, `core`, `coda`: layers of each part, for counting work and memory.
     - `injects_input`: the core sees e at every step, so that a state can be corrected when its
       token changes. Without it, a changed token needs a fresh state.
+    - `stateful`: layers keep a recurrent state besides keys and values. Then tokens come in order
+      and once, all with the same number of recurrences, and nothing is trimmed.
     """
 
     vocab_size: int
@@ -41,6 +43,7 @@ class LoopFacts:
     core: int
     coda: int
     injects_input: bool = True
+    stateful: bool = False
 
 
 class LoopedCache(Protocol):
@@ -113,9 +116,19 @@ def is_looped(model: Any) -> bool:
     return all(callable(getattr(model, m, None)) for m in _METHODS) and hasattr(model, "loop")
 
 
-def require_looped(model: Any, *, needed_by: str) -> LoopedModel:
-    """The model itself. Raises `UsageError`, naming what is lacking, if it is not looped."""
+def require_looped(model: Any, *, needed_by: str, goes_back: bool = False) -> LoopedModel:
+    """The model itself. Raises `UsageError`, naming what is lacking, if it is not looped.
+
+    - `goes_back`: positions are given again or tokens stop at different recurrences, which is
+      refused for a model with recurrent states.
+    """
     if is_looped(model):
+        if goes_back and model.loop.stateful:
+            raise UsageError(
+                f"{needed_by} takes tokens back or stops them at different recurrences, and the "
+                f"recurrent states of {type(model).__name__} cannot follow; use 'autoregressive' "
+                "or any sampler that is not for looped models only"
+            )
         return model
     lacking = [m for m in (*_METHODS, "loop") if not hasattr(model, m)]
     raise UsageError(

@@ -6,10 +6,15 @@ from the end, the layers between are dropped.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import InputError, UsageError
+from ..liger import modeling
+from ..liger.spec import LigerSpec
 from .families import find
 from .retrofitted import CONFIGS, MODELS, start
 from .spec import LoopSpec
@@ -33,6 +38,8 @@ def looped_config(config: PreTrainedConfig, spec: LoopSpec) -> PreTrainedConfig:
     if values.get("layer_types") is not None:
         values["layer_types"] = [values["layer_types"][i] for i in kept]
     held = values.get("linearize") or {}
+    if "spec" in held:
+        held |= _cut_attention(held, kept, config.num_hidden_layers)
     values |= {
         "num_hidden_layers": len(kept),
         "attention_dropout": 0.0,  # attention over a shared cache has none
@@ -41,11 +48,29 @@ def looped_config(config: PreTrainedConfig, spec: LoopSpec) -> PreTrainedConfig:
     return CONFIGS[base.model_type](**values)
 
 
+def _cut_attention(held: dict[str, Any], kept: list[int], layers: int) -> dict[str, Any]:
+    """What a converted model's config says of its layers, for the kept ones."""
+    spec = LigerSpec.from_dict(held["spec"])
+    if spec.prefix != "none":
+        raise InputError(
+            f"the model's attention encodes prompts as a whole (prefix={spec.prefix!r}), which a "
+            "looped core does not; loop a model converted with prefix='none'"
+        )
+    softmax = spec.softmax_layers(layers)
+    left = replace(spec, keep_softmax=tuple(i for i, k in enumerate(kept) if k in softmax))
+    windows = held["base"]["own_windows"]
+    return {
+        "spec": left.to_dict(),
+        "base": {**held["base"], "own_windows": [windows[k] for k in kept]},
+    }
+
+
 def retrofit(model: PreTrainedModel, spec: LoopSpec) -> PreTrainedModel:
     """Cut a loaded transformers model, in place and without training.
 
     At one recurrence the result computes what the model computes without its dropped layers; so it
     does at any other number, until training teaches the adapter to look at the state.
+    A model converted to Liger attention keeps it: each recurrence then has states of its own.
     Returns the same object, now of the looped class, which saves and loads as such.
     Raises `InputError` for an unsupported model, `UsageError` for a spec that does not fit it.
     """
@@ -53,7 +78,8 @@ def retrofit(model: PreTrainedModel, spec: LoopSpec) -> PreTrainedModel:
         raise UsageError("the model carries a peft adapter; merge it before looping")
     old = model.config
     base = find(old)
-    if type(model) is not getattr(base.modeling, f"{base.name}ForCausalLM"):
+    stock = getattr(base.modeling, f"{base.name}ForCausalLM")
+    if type(model) not in (stock, modeling.MODELS.get(base.model_type)):
         raise InputError(
             f"{type(model).__name__} is not a causal language model of transformers; "
             f"load it with AutoModelForCausalLM ({base.name}ForCausalLM)"

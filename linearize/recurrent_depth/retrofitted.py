@@ -20,12 +20,18 @@ from transformers import (
 )
 from transformers import initialization as init
 
+from ..errors import UsageError
+from ..liger.attention import HeadMix, LigerAttention
 from ..liger.bases import Base
+from ..liger.modeling import swap_attention
+from .cache import CachedPlacement, RecurrentDepthCache
 from .families import FAMILIES, PREFIX
 from .interface import LoopFacts
 from .looped import LoopedCausalLM
 from .placement import Placement
+from .sharing import Sharing
 from .spec import LoopSpec
+from .stateful import StatefulDepthCache, layout_of
 
 ATTENTION = "linearize_looped"  # name under which placed attention is registered
 
@@ -48,10 +54,12 @@ class Adapter(nn.Linear):
 class RetrofittedCausalLM(LoopedCausalLM):
     """e = prelude(embedding); z = core(A [z; e]) r times; logits = head(norm(coda(z))).
 
-    Unlike Huginn there is no norm before the coda: the base has none there.
+    Unlike Huginn there is no norm before the coda: the base has none there. Layers with Liger
+    attention have recurrent states, one per layer and recurrence.
     """
 
     spec: LoopSpec  # the cut, as the config holds it
+    _keep_in_fp32_modules_strict = ("mix",)
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
@@ -68,6 +76,7 @@ class RetrofittedCausalLM(LoopedCausalLM):
             prelude=spec.prelude,
             core=spec.core,
             coda=spec.coda,
+            stateful=self._is_stateful,
         )
 
     @property
@@ -77,6 +86,21 @@ class RetrofittedCausalLM(LoopedCausalLM):
     @property
     def state_std(self) -> float:
         return math.sqrt(2 / 5)  # Huginn's: the base has no opinion
+
+    def new_cache(
+        self, *, sharing: Sharing | str | int | None = None, max_length: int | None = None
+    ) -> RecurrentDepthCache:
+        if not self._is_stateful:
+            return super().new_cache(sharing=sharing, max_length=max_length)
+        spec = self.spec
+        return StatefulDepthCache(
+            self.config,
+            prelude=spec.prelude,
+            core=spec.core,
+            coda=spec.coda,
+            sharing=sharing,
+            max_length=max_length,
+        )
 
     def prelude(self, x: Tensor, place: Placement) -> Tensor:
         return self._run(x, place, "prelude")
@@ -97,21 +121,51 @@ class RetrofittedCausalLM(LoopedCausalLM):
         first = {"prelude": 0, "core": spec.prelude, "coda": spec.prelude + spec.core}[part]
         for i in range(getattr(spec, part)):
             layer = self.model.layers[first + i]
-            x = layer(x, position_embeddings=rotary, place=place, part=part, layer=i, step=step)
+            more = self._state(layer.self_attn, place, step) if self._is_stateful else {}
+            x = layer(
+                x,
+                position_embeddings=rotary,
+                place=place,
+                part=part,
+                layer=i,
+                step=step,
+                **more,
+            )
         return x
+
+    def _state(self, attention: nn.Module, place: Placement, step: int) -> dict[str, Any]:
+        """What Liger attention needs besides its placement."""
+        if not isinstance(attention, LigerAttention):
+            return {}
+        layout = layout_of(place)
+        if not isinstance(place, CachedPlacement):
+            return {"layout": layout}
+        states = place.cache.states_at(step)
+        seen = states.layers[attention.layer_idx].get_seq_length()
+        if seen != layout.past:
+            raise UsageError(
+                f"the recurrent state of recurrence {step + 1} has read {seen} places and "
+                f"{layout.past} came before; give every token once, and all the same num_steps"
+            )
+        return {"layout": layout, "past_key_values": states}
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, Adapter):
             module.reset_parameters()
+        elif isinstance(module, HeadMix):
+            nn.init.zeros_(module.weight)
         else:
             super()._init_weights(module)
 
 
 def start(model: PreTrainedModel) -> None:
-    """What a stock model of the right layers lacks: the adapter, and attention by placement."""
+    """What a model of the right layers lacks: the adapter, and attention by placement."""
     weight = model.get_input_embeddings().weight
     model.spec = LoopSpec.from_dict(model.config.linearize["loop"])
     model.adapter = Adapter(model.config.hidden_size, device=weight.device, dtype=weight.dtype)
+    model._is_stateful = "spec" in model.config.linearize
+    if model._is_stateful:
+        swap_attention(model)
     model.config._attn_implementation = ATTENTION
 
 
@@ -131,7 +185,8 @@ def placed_attention(
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: q [B, H, W, D], k and v [B, Hk, W, D] -> [B, W, H, D]."""
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    return place.attend(q, k, v, part, layer, step, window=sliding_window), None
+    window = getattr(module, "own_window", sliding_window)  # of a layer beside converted ones
+    return place.attend(q, k, v, part, layer, step, window=window), None
 
 
 def _classes(base: Base) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
