@@ -25,7 +25,11 @@ app.command("loop", no_args_is_help=True)(loop.loop)
 app.command("merge", no_args_is_help=True)(merge.merge)
 app.command("paths", no_args_is_help=True)(paths.paths)
 app.command("report", no_args_is_help=True)(report.report)
-app.command("eval", no_args_is_help=True)(evaluation.evaluate)
+app.command(
+    "eval",
+    no_args_is_help=True,
+    context_settings={"ignore_unknown_options": True},  # they are the harness's
+)(evaluation.evaluate)
 app.command("doctor")(doctor.doctor)
 
 

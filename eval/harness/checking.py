@@ -101,8 +101,8 @@ def _why(manager: Any, name: str, error: Exception) -> str:
     instead = f"; or {local}, which reads local files" if local in TASKS else ""
     return (
         f"its data set {source} is on the hub and could not be read ({line}). Where there is a "
-        f"network, once: hf download {source} --repo-type dataset --local-dir DIR/{source}; then --data-dir DIR"
-        f"{instead}"
+        f"network, once: hf download {source} --repo-type dataset --local-dir DIR/{source}; then "
+        f"--data-dir DIR{instead}"
     )
 
 
