@@ -15,6 +15,8 @@ from linearize import pretrained, recipe
 from linearize.converted import merge
 from linearize.errors import InputError, Interrupted, UsageError
 from linearize.eval import report
+from linearize.liger.modeling import apply
+from linearize.liger.spec import LigerSpec
 from linearize.recipe import LoopRecipe
 from linearize.training import loop as training
 from linearize.training.evaluate import mean_loss
@@ -120,6 +122,21 @@ def test_low_rank(save: str, settings: LoopRecipe, tmp_path: Path) -> None:
         with torch.no_grad():
             whole = linearize.load(tmp_path / "merged")(ids).logits
             torch.testing.assert_close(model(ids).logits, whole)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_converted_models_too(rank: int, settings: LoopRecipe, tmp_path: Path) -> None:
+    converted = apply(pretrained.load(Path(settings.base)), LigerSpec(window=16))
+    converted.save_pretrained(tmp_path / "base")
+    pretrained.tokenizer(Path(settings.base)).save_pretrained(tmp_path / "base")
+    changes = [f"base={tmp_path / 'base'}", f"lora.rank={rank}"]
+    changes.append(f"output.save={'adapter' if rank else 'merged'}")
+    done = linearize.loop(changed(settings, tmp_path / "out", *changes))
+    model = linearize.load(done.path)
+    assert model.loop.stateful
+    ids, choices = torch.arange(3, 40)[None], {"do_sample": False, "max_new_tokens": 9}
+    cached, without = (model.generate(ids, use_cache=c, **choices) for c in (True, False))
+    assert cached.tolist() == without.tolist()
 
 
 def test_interrupted_and_resumed_ends_with_the_same_weights(

@@ -109,8 +109,10 @@ class RetrofittedCausalLM(LoopedCausalLM):
         return self._run(self.adapter(torch.cat([z, e], -1)), place, "core", step)
 
     def coda(self, z: Tensor, place: Placement, logits_to_keep: int = 0) -> Tensor:
-        x = self.model.norm(self._run(z, place, "coda")[:, -logits_to_keep:])
-        return self.lm_head(x).float()
+        x = self._run(z, place, "coda")
+        if logits_to_keep:
+            x = place.spread(x, logits_to_keep)
+        return self.lm_head(self.model.norm(x)).float()
 
     def _run(self, x: Tensor, place: Placement, part: str, step: int = 0) -> Tensor:
         def angles() -> tuple[Tensor, Tensor]:
@@ -164,6 +166,7 @@ def start(model: PreTrainedModel) -> None:
     model.spec = LoopSpec.from_dict(model.config.linearize["loop"])
     model.adapter = Adapter(model.config.hidden_size, device=weight.device, dtype=weight.dtype)
     model._is_stateful = "spec" in model.config.linearize
+    model._packs = not model._is_stateful
     if model._is_stateful:
         swap_attention(model)
     model.config._attn_implementation = ATTENTION
