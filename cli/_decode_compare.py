@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ._decode_reading import Start, cost
 from ._decode_session import Session
 from ._decode_settings import Settings
 from ._print import emit, table
@@ -14,24 +15,24 @@ _COLUMN = 40  # below this many characters per text they stand one after the oth
 def compare(
     session: Session,
     text: str,
-    start: str | list[int],
+    start: Start,
     runs: dict[str, Settings],
     language: str | None,
 ) -> list[Any]:
     """Print every run's text, then repetition and speed of each. Returns the results.
 
-    - `start`: what is continued: the prompt `text`, or its ids in a chat template.
+    - `start`: what is continued, made of the prompt `text`.
     - `language`: of code; the metrics then look at its structure too.
     """
     first = next(iter(runs.values()))
     # The first run in a process is slow for reasons that are not the sampler's.
-    session.run([start], Settings("greedy", {}, {}, 2, 0, [], 1, first.truncate))
-    results = {name: session.run([start], settings)[0] for name, settings in runs.items()}
+    session.run([start.prompt], Settings("greedy", {}, {}, 2, 0, [], 1, first.truncate))
+    results = {name: session.run([start.prompt], settings)[0] for name, settings in runs.items()}
     metrics = {name: _metrics(text, r, language) for name, r in results.items()}
     if session.as_json:
         for name, result in results.items():
             record = session.record(text, result, runs[name])
-            emit({"name": name, **record, "metrics": metrics[name]})
+            emit({"name": name, **record, **cost(start, result), "metrics": metrics[name]})
     else:
         _texts({name: result.text for name, result in results.items()})
         _table(results, metrics)

@@ -23,6 +23,7 @@ from linearize.errors import InputError, Interrupted, OutputError, UsageError
 
 from ._decode_chat import messages
 from ._decode_explain import Explanation
+from ._decode_reading import Reading, Start
 from ._decode_session import Session
 from ._decode_settings import Settings
 from ._print import progress
@@ -60,7 +61,7 @@ class Done:
 class Batches:
     """How IN is read and OUT is written.
 
-    - `name`: key of the prompt; `chat`: wrap it in the chat template after `system`.
+    - `name`: key of the prompt; `reading`: how prompts are read.
     - `explain`: add what remedies changed to the records.
     """
 
@@ -68,8 +69,7 @@ class Batches:
     settings: Settings
     name: str
     batch_size: int
-    chat: bool
-    system: str | None
+    reading: Reading
     explain: bool
 
     def run(self, source: Path, out: Path, *, overwrite: bool) -> Done:
@@ -80,8 +80,8 @@ class Batches:
         """
         if out.exists() and source.exists() and out.samefile(source):
             raise UsageError(f"--out {out} is the file that is read; choose another")
-        if self.chat:
-            self.session.chat(messages(self.system, "."))  # no template: said before any line
+        if self.reading.chat:  # no template: said before any line
+            self.session.chat(messages(self.reading.system, "."))
         lines = list(read(source, self.name))
         done = Done(str(out), len(lines), 0)
         try:
@@ -120,11 +120,14 @@ class Batches:
     def _batch(self, lines: list[Line]) -> list[dict[str, Any]]:
         """Records of some lines, in order."""
         encoded: dict[int, list[int]] = {}
+        starts: dict[int, Start] = {}
         errors = {line.number: line.error for line in lines if line.error is not None}
         for line in lines:
             if line.error is None:
                 try:
-                    encoded[line.number] = self._encode(line.prompt)
+                    start = self.reading.start(self.session, line.prompt, self.settings)
+                    encoded[line.number] = self.session.ids(start.prompt, self.settings)
+                    starts[line.number] = start
                 except InputError as error:
                     errors[line.number] = str(error)
         heard = Explanation(self.session.tokenizer) if self.explain else None
@@ -144,15 +147,9 @@ class Batches:
             own = [result for result in results if result.prompt == index]
             for place, result in enumerate(own):
                 found = self.session.record(line.prompt, result, self.settings, place)
-                records.append({**head, **rest, **found, **told, **about})
+                read = starts[line.number].told
+                records.append({**head, **rest, **found, **read, **told, **about})
         return records
-
-    def _encode(self, prompt: Any) -> list[int]:
-        if self.chat:
-            if not isinstance(prompt, str):
-                raise InputError("--chat needs text, not token ids")
-            prompt = self.session.chat(messages(self.system, prompt))
-        return self.session.ids(prompt, self.settings)
 
     def _resume(self, file: BinaryIO, out: Path, lines: list[Line]) -> list[dict[str, Any]]:
         """Cut OUT back to whole batches; returns the records that stay."""
@@ -199,7 +196,9 @@ class Batches:
 
     def _about(self) -> dict[str, Any]:
         """What decides the results of all lines, as JSON gives it back."""
-        settings = asdict(self.settings) | {"chat": self.chat, "system": self.system}
+        reading = self.reading
+        settings = asdict(self.settings) | {"chat": reading.chat, "system": reading.system}
+        settings |= reading.told
         model = {k: v for k, v in self.session.about.items() if k != "device"}
         return json.loads(json.dumps({**model, "settings": settings}))
 

@@ -76,6 +76,23 @@ Truncate = Annotated[
     ),
 ]
 
+Jrt = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Read the prompt this many times before the question, or all of it without one "
+        "(JRT-Prompt: better recall in recurrent models).",
+        rich_help_panel=PROMPT,
+    ),
+]
+Question = Annotated[
+    str,
+    typer.Option(
+        help="What stands once behind the prompt, which is then a document.",
+        rich_help_panel=PROMPT,
+    ),
+]
+
 # Length
 
 MaxNewTokens = Annotated[

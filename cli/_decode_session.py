@@ -92,6 +92,7 @@ class Session:
         """A result as JSON tells it; `place` counts those of the same prompt."""
         found = asdict(result)
         del found["prompt"]  # the index; the prompt itself stands here
+        del found["first_token_seconds"]  # told where it is asked for, by --jrt
         found["stats"].pop("trace", None)  # it is drawn
         if not found["stats"]:
             del found["stats"]

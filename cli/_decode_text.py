@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from ._decode_explain import Explanation
+from ._decode_reading import Start, cost, cost_line
 from ._decode_session import Session
 from ._decode_settings import Settings
 from ._print import emit
@@ -14,22 +15,25 @@ from ._print import emit
 def show(
     session: Session,
     text: str,
-    start: str | list[int],
+    start: Start,
     settings: Settings,
     *,
     explain: bool,
 ) -> list[Any]:
-    """Continue `start` (the prompt `text`, or its ids in a chat template). Returns the results."""
+    """Continue `start`, which was made of the prompt `text`. Returns the results."""
     stream = not (session.as_json or explain or settings.num_return > 1)
     heard = Explanation(session.tokenizer) if explain else None
-    results = session.run([start], settings, on_text=_write if stream else None, on_penalty=heard)
+    results = session.run(
+        [start.prompt], settings, on_text=_write if stream else None, on_penalty=heard
+    )
     for place, result in enumerate(results):
         if session.as_json:
             told = {"penalties": heard.record(0)} if heard else {}
-            emit({**session.record(text, result, settings, place), **told})
+            record = session.record(text, result, settings, place)
+            emit({**record, **cost(start, result), **told})
             continue
         if heard:
-            heard.show(0, session.ids(start, settings), result, settings.stop)
+            heard.show(0, session.ids(start.prompt, settings), result, settings.stop)
         elif stream:
             print(flush=True)
         else:
@@ -39,6 +43,8 @@ def show(
             f"{result.tokens_per_second:.0f} tokens/s, ended by {result.finish_reason}",
             file=sys.stderr,
         )
+    if not session.as_json and (line := cost_line(start, results[0])):
+        print(line, file=sys.stderr)
     return results
 
 

@@ -37,6 +37,8 @@ def decode(
     chat: flags.Chat = False,
     system: flags.System = None,
     truncate: flags.Truncate = None,
+    jrt: flags.Jrt = 1,
+    question: flags.Question = "",
     max_new_tokens: flags.MaxNewTokens = 128,
     stop: flags.Stop = None,
     sampler: flags.Sampler = None,
@@ -72,6 +74,8 @@ def decode(
     """Continue a text. The continuation goes to stdout as it comes, figures to stderr."""
     source = _source(prompt, prompt_file, stdin, jsonl, chat)
     _check_company(source, chat, system, compare, explain, num_return, num_beams)
+    if source == "talk" and (jrt > 1 or question):
+        raise UsageError("--jrt and --question are for a prompt that is given, not for talking")
     _check_files(jsonl, out, overwrite)
     text = _prompt(prompt, prompt_file, stdin) if source == "text" else ""
 
@@ -135,18 +139,22 @@ def decode(
         as_json=json,
         layers=layers,
     )
+    from ._decode_reading import Reading
+
+    reading = Reading(jrt, question, chat, system)
     if source == "jsonl":
         from ._decode_jsonl import Batches
 
-        batches = Batches(session, runs[""], field, batch_size, chat, system, explain)
+        batches = Batches(session, runs[""], field, batch_size, reading, explain)
         _end_of_file(batches.run(jsonl, out, overwrite=overwrite), json)
         return
-    from . import _decode_chat as chats
-
-    start = session.chat(chats.messages(system, text)) if chat and source == "text" else text
     if source == "talk":
-        results = chats.talk(session, runs[""], system)
-    elif compare is not None:
+        from ._decode_chat import talk
+
+        _check_finite(talk(session, runs[""], system))
+        return
+    start = reading.start(session, text, next(iter(runs.values())))
+    if compare is not None:
         from ._decode_compare import compare as side_by_side
 
         results = side_by_side(session, text, start, runs, language)

@@ -47,6 +47,8 @@ class Generation:
     - `finish_reason`: "stop" (a stop string), "eos" (an end-of-text token), "length", or "nan":
       the logits of the next token were NaN or infinite; what came before is kept.
     - `seconds`: from the start of its batch to its last token, prefill included.
+    - `first_token_seconds`: from the same start to its first new token; None where candidates were
+      searched and no first token was known before the last.
     - `stats`: what a sampler that runs its own loop counted, such as `core_passes`; else empty.
     """
 
@@ -56,6 +58,7 @@ class Generation:
     ids: list[int]
     finish_reason: Literal["stop", "eos", "length", "nan"]
     seconds: float
+    first_token_seconds: float | None = None
     stats: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -151,7 +154,14 @@ def generate(
         model.train(training)
     return [
         Generation(
-            index, len(ids), row.text, row.ids, row.finish or "length", row.seconds, row.stats
+            prompt=index,
+            prompt_tokens=len(ids),
+            text=row.text,
+            ids=row.ids,
+            finish_reason=row.finish or "length",
+            seconds=row.seconds,
+            first_token_seconds=row.first_token_seconds,
+            stats=row.stats,
         )
         for job, (index, ids, _) in enumerate(jobs)
         for row in done[job]

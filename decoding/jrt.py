@@ -7,10 +7,11 @@ Source: Arora et al., arXiv 2407.05483. The prompts of its tasks are in `jrt_tem
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from linearize.errors import UsageError
+from linearize.errors import InputError, UsageError
 
 SEPARATOR = "\n"  # a blank instead would change the first token of the second copy
 
@@ -41,6 +42,31 @@ def repeat(
         return _join(context, question)
     between = "" if context.endswith(separator) else separator
     return _join(cue, between.join([context] * times) + _joint(context, question) + question)
+
+
+def fitted(
+    tokenizer: Any, context: str, *, room: int, length: Callable[[str], int], times: int
+) -> str:
+    """The end of a context that leaves the finished prompt no longer than `room` tokens.
+
+    To be called before repeating: cutting a finished prompt takes the first copy away, and looks
+    as if reading again did not help.
+
+    - `length`: context -> tokens of the prompt that is made of it.
+
+    Raises `InputError` if nothing of the context fits.
+    """
+    ids = tokenizer(context, add_special_tokens=False, verbose=False).input_ids
+    kept, text = len(ids), context
+    while (over := length(text) - room) > 0:
+        kept -= -(-over // times)
+        if kept <= 0:
+            raise InputError(
+                f"question and new tokens leave no room for a document that is read {times} times "
+                f"in {room} tokens; shorten the question, or lower max_new_tokens"
+            )
+        text = tokenizer.decode(ids[-kept:], clean_up_tokenization_spaces=False)
+    return text
 
 
 def _join(left: str, right: str) -> str:

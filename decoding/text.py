@@ -35,6 +35,7 @@ class Continuation:
         self.text = ""
         self.finish: str | None = None
         self.seconds = 0.0
+        self.first_token_seconds: float | None = None
         self.stats: dict[str, Any] = {}
         self._tokenizer, self._stop, self._eos = tokenizer, stop, eos
         self._tail = list(prompt[-TAIL:])
@@ -116,6 +117,8 @@ class Watch(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         for row, tokens in zip(self.rows, input_ids[:, self.seen :].tolist(), strict=True):
             self.feed(row, tokens)
+            if row.first_token_seconds is None:
+                row.first_token_seconds = row.seconds
         self.seen = input_ids.shape[1]
         return torch.tensor([r.finish is not None for r in self.rows], device=input_ids.device)
 

@@ -118,6 +118,20 @@ def test_copies_have_the_same_tokens(tokenizer: Any) -> None:
     assert tokenizer(jrt.repeat(text, times=3)).input_ids == [*ids, *newline] * 2 + ids
 
 
+def test_a_document_is_cut_before_it_is_repeated(tokenizer: Any) -> None:
+    text = " ".join(f"Item {i} costs {i * 7}." for i in range(200))
+
+    def length(document: str) -> int:
+        return len(tokenizer(jrt.repeat(document, "Item 7 costs", 3)).input_ids)
+
+    cut = jrt.fitted(tokenizer, text, room=100, length=length, times=3)
+    assert text.endswith(cut)
+    assert 90 <= length(cut) <= 100
+    assert jrt.fitted(tokenizer, text, room=10**6, length=length, times=3) == text
+    with pytest.raises(InputError, match="no room for a document that is read 3 times in 5 tokens"):
+        jrt.fitted(tokenizer, text, room=5, length=length, times=3)
+
+
 def test_cost_counts_extra_tokens(tokenizer: Any) -> None:
     once, twice = "A long document. Q:", "A long document.\nA long document. Q:"
     cost = jrt.cost(tokenizer, twice, once, 2)
