@@ -192,6 +192,8 @@ def _summary(result: dict[str, Any]) -> str:
             f"Liger layers: a gated linear recurrence (`{spec['gate']}`) beside a softmax window "
             f"of {spec['window']} tokens"
         )
+        if spec.get("prefix", "none") != "none":
+            what += ", with an encoder that reads prompts as a whole (prefix linear attention)"
     text = f"{name} with its softmax attention replaced by {what}. "
     kept, even = spec["keep_softmax"], figures.break_even(result)
     if kept:

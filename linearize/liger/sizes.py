@@ -181,8 +181,8 @@ def training_bytes(
     - `activations`: B T (L_converted a + L_kept a') with, per token and layer,
       a = 3bF + 13E + (9.5b + 8) HD + (2.3b + 30) HkD + 2.25bGW and
       a' = 3bF + 13E + 2b(HD + HkD); b(F + 2E + 2HD) more each if everything is trained. Without
-      recurrence (`mix="window"`) a is a' + 2.25bGW. With checkpointing: one layer's a, and bE for
-      each layer. The factors are fitted to what autograd saves on the CPU; kernels save less.
+      recurrence (`mix="window"`) a is a' + 2.25bGW; a prefix adds 9HD + 36HkD. With
+      checkpointing: one layer's a, and bE for each layer. The factors are fitted to what autograd saves on the CPU; kernels save less.
     - `logits`: B T V b for each of student, gradient and `teacher`, and 320 MiB at most of float32
       copies of a part of them.
     """
@@ -195,6 +195,8 @@ def training_bytes(
     converted = kept + 2.25 * b * spec.window * shape.heads / shape.kv_heads
     if spec.mix != "window":
         converted += (7.5 * b + 8) * heads + (0.3 * b + 30) * kv
+    if spec.prefix != "none":
+        converted += 9 * heads + 36 * kv
     if checkpointing:
         layers = len(shape.own_windows)
         per_token = max(kept, converted) + layers * b * shape.hidden

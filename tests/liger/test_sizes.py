@@ -149,6 +149,7 @@ CASES = {
     "window alone": ({}, LigerSpec(mix="window"), torch.float32, True),
     "everything trained": ({}, LigerSpec(), torch.float32, False),
     "softmax kept": ({}, LigerSpec(keep_softmax=(0, 1)), torch.float32, True),
+    "prefix": ({}, LigerSpec(prefix="jrt"), torch.float32, True),
 }
 
 
@@ -172,7 +173,8 @@ def test_activations_are_what_autograd_saves(case: str) -> None:
         torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
         torch.autocast("cpu", BF16, enabled=dtype == BF16),
     ):
-        model(input_ids=ids, use_cache=False)
+        encoded = {} if spec.prefix == "none" else {"prefix_lengths": 128}
+        model(input_ids=ids, use_cache=False, **encoded)
     measured = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
     estimate = sizes.training_bytes(
         sizes.Shape.of(config, spec),
