@@ -11,8 +11,9 @@ demo: .venv/demo.stamp
 	$(BIN)/linearize convert embedded --recipe demo --out demo-out --overwrite
 	@echo "report: $(CURDIR)/demo-out/report.html"
 
+# A process for each processor, of one thread each: models this small gain nothing from more.
 test: .venv/test.stamp
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
