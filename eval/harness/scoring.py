@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +28,7 @@ from linearize.recurrent_depth.interface import is_looped
 from .prefixes import Branch, shared
 
 PIECE = 4096  # columns per pass
+FILLED = 0.75  # of a beginning's batch: the shortest row is at least this part of the longest
 
 
 @dataclass(frozen=True)
@@ -137,25 +137,30 @@ class Scorer:
         self._in_batches(leaves, score)
 
     def _alike(self, jobs: list, length: Callable[[Any], int]) -> Iterator[list]:
-        """Jobs that may share a batch and be continued."""
-        if not jobs or self._hides_padding:
-            yield jobs
-            return
-        groups = defaultdict(list)
+        """Jobs, longest first, in groups that may share a batch and be continued."""
+        part = FILLED if self._hides_padding else 1
+        group: list = []
         for job in jobs:
-            groups[length(job)].append(job)
-        yield from groups.values()
+            if group and length(job) < part * length(group[0]):
+                yield group
+                group = []
+            group.append(job)
+        if group:
+            yield group
 
     @functools.cached_property
     def _hides_padding(self) -> bool:
         """Whether a cache may hold padding between tokens."""
-        config = self.model.config
-        if is_looped(self.model) or "spec" in (getattr(config, "linearize", None) or {}):
-            return True
-        if not {"position_ids", "attention_mask"} <= self.takes:
+        converted = "spec" in (getattr(self.model.config, "linearize", None) or {})
+        return self._plain or converted or is_looped(self.model)
+
+    @functools.cached_property
+    def _plain(self) -> bool:
+        """Whether every layer is softmax attention over all keys, in a cache of transformers."""
+        if is_looped(self.model) or not {"position_ids", "attention_mask"} <= self.takes:
             return False
-        cache = DynamicCache(config=config.get_text_config())
-        return all(type(layer) is DynamicLayer for layer in cache.layers)
+        cache = DynamicCache(config=self.model.config.get_text_config())
+        return bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
     def _in_batches(self, jobs: list, run: Callable[[list], None]) -> None:
         first = 0
@@ -247,7 +252,10 @@ class Scorer:
         lengths = past.sum(1, keepdim=True) + torch.tensor([len(p) for p in parts])[:, None]
         # A place behind the row's end has no position of its own: there might be none left.
         positions = (mask.long().cumsum(1) - 1).clamp(min=0).minimum(lengths - 1)
-        padded = not bool(mask.all())
+        # Plain attention needs to be told of padding only where it lies before what is read: as
+        # long as it lies at the end, keys and values of real tokens do not depend on it.
+        told = past if self._plain else mask
+        padded = not bool(told.all())
         device = self.model.device
         for start in range(0, columns, width):
             end = min(start + width, columns)
