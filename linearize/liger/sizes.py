@@ -182,7 +182,8 @@ def training_bytes(
       a = 3bF + 13E + (9.5b + 8) HD + (2.3b + 30) HkD + 2.25bGW and
       a' = 3bF + 13E + 2b(HD + HkD); b(F + 2E + 2HD) more each if everything is trained. Without
       recurrence (`mix="window"`) a is a' + 2.25bGW; a prefix adds 9HD + 36HkD. With
-      checkpointing: one layer's a, and bE for each layer. The factors are fitted to what autograd saves on the CPU; kernels save less.
+      checkpointing: one layer's a, and bE for each layer. The factors are fitted to what autograd
+      saves on the CPU; kernels save less.
     - `logits`: B T V b for each of student, gradient and `teacher`, and 320 MiB at most of float32
       copies of a part of them.
     """
