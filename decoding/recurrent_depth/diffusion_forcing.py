@@ -163,9 +163,8 @@ class Diffusion:
     def _pass(self, wave: Wave) -> Tensor:
         """Embed, mix, recur, decode: logits [B, W, V]."""
         settings, depth = self.settings, self.depth
+        e = wave.embed(depth)
         depth.at(wave.positions())
-        ids = wave.each("tokens").to(wave.device)
-        e = depth.embed(ids)
         self.lag = torch.zeros_like(e[..., 0])
         if settings.momentum:
             old = torch.where(wave.known[..., None], wave.e_old, e)
@@ -238,6 +237,7 @@ class Diffusion:
             self._finish(line.row, tokens, [self.steps] * len(tokens))
             if tokens != proposed:
                 line.restart(line.first - len(proposed) + len(tokens), tokens[-1])
+            line.embedded = 0  # the cache forgets their keys and values
         self.depth.trim(torch.tensor([line.first for line in lines]))
 
     def _due(self, row: int) -> bool:

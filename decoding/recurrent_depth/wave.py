@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .depth import Depth
+
 
 @dataclass
 class Line:
@@ -23,6 +25,7 @@ class Line:
     - `since`: recurrences since this token, or one left of it, changed; `total`: all of them.
     - `guess`, `unchanged`: the token predicted last, and for how many steps it has been the same.
     - `fresh`: it has just been begun again.
+    - `embedded`: how many of the first positions have the embedding of their token.
     """
 
     row: int
@@ -33,6 +36,7 @@ class Line:
     guess: list[int] = field(default_factory=list)
     unchanged: list[int] = field(default_factory=list)
     fresh: bool = False
+    embedded: int = 0
 
     def __post_init__(self) -> None:
         self.extend([])
@@ -79,10 +83,12 @@ class Line:
         if changed:
             self.tokens[1:] = new[: len(self) - 1]
             self.since[changed[0] :] = [0] * (len(self) - changed[0])
+            self.embedded = min(self.embedded, changed[0])
 
     def drop(self, count: int) -> None:
         """The first positions are done."""
         self.first += count
+        self.embedded = max(0, self.embedded - count)
         for entries in (self.tokens, self.since, self.total, self.guess, self.unchanged):
             del entries[:count]
 
@@ -101,8 +107,9 @@ class Line:
 class Wave:
     """Lines and their states.
 
-    - `z` [B, W, h] now; `z1`, `z2` after the last step and the one before; `e_old` [B, W, h] the
-      embedding injected last, where `known` [B, W] says there is one.
+    - `z` [B, W, h] now; `z1`, `z2` after the last step and the one before; `e` [B, W, h] the
+      prelude of each line's first `embedded` tokens; `e_old` [B, W, h] the embedding injected
+      last, where `known` [B, W] says there is one.
     - `fresh`: (line, count, states it has [k, h]) -> [count, h] states of new positions.
     - `remember`: whether `z2` is wanted; else it is `z1`.
     """
@@ -118,7 +125,7 @@ class Wave:
         empty = fresh(lines[0], 0, torch.empty(0))
         self.device = empty.device
         self.z = empty.new_zeros(len(lines), self.width, empty.shape[-1])
-        self.z1 = self.z2 = self.e_old = self.z
+        self.z1 = self.z2 = self.e = self.e_old = self.z
         self.pack([0] * len(lines), [0] * len(lines))
 
     @property
@@ -135,6 +142,26 @@ class Wave:
         W = self.width
         return torch.tensor([getattr(x, name) + [0] * (W - len(x)) for x in self.lines])
 
+    def embed(self, depth: Depth) -> Tensor:
+        """e [B, W, h] of all tokens. Those left of the first change keep theirs: it, and the keys
+        and values beside it, depend on nothing to the right."""
+        counts = [len(line) - line.embedded for line in self.lines]
+        if not any(counts):
+            return self.e
+        n = torch.arange(max(counts))
+        start = torch.tensor([line.embedded for line in self.lines])[:, None]
+        new = n < torch.tensor(counts)[:, None]
+        at = (start + n).clamp(max=self.width - 1)
+        first = torch.tensor([line.first for line in self.lines])[:, None]
+        depth.at((first + at).where(new, -1))
+        e = depth.embed(self.each("tokens").gather(1, at).to(self.device))
+        rows, columns = new.nonzero(as_tuple=True)
+        to = (rows.to(self.device), at[rows, columns].to(self.device))
+        self.e = self.e.index_put(to, e[rows.to(self.device), columns.to(self.device)])
+        for line in self.lines:
+            line.embedded = len(line)
+        return self.e
+
     def pack(self, dropped: list[int], kept: list[int]) -> None:
         """Move states to where the lines have gone, and give new positions theirs.
 
@@ -145,8 +172,8 @@ class Wave:
         if any(dropped) or old != W:
             source = (torch.tensor(dropped)[:, None] + torch.arange(W)).clamp(max=old - 1)
             source = source.to(self.device)[..., None].expand(-1, -1, self.z.shape[2])
-            self.z, self.z1, self.e_old = (
-                x.gather(1, source) for x in (self.z, self.z1, self.e_old)
+            self.z, self.z1, self.e, self.e_old = (
+                x.gather(1, source) for x in (self.z, self.z1, self.e, self.e_old)
             )
         self.known = (torch.arange(W) < torch.tensor(kept)[:, None]).to(self.device)
         for b, (line, start) in enumerate(zip(self.lines, kept, strict=True)):
@@ -159,4 +186,6 @@ class Wave:
         """Only these lines remain."""
         index = torch.tensor(stay, device=self.device)
         self.lines = [self.lines[i] for i in stay]
-        self.z, self.z1, self.e_old = (x[index] for x in (self.z, self.z1, self.e_old))
+        self.z, self.z1, self.e, self.e_old = (
+            x[index] for x in (self.z, self.z1, self.e, self.e_old)
+        )
