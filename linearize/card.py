@@ -98,7 +98,8 @@ def finetuned_card(result: dict[str, Any], *, path: str = "path/to/this/model") 
     if _is_adapter(result):
         load = _LOAD_ADAPTER
     else:
-        load = _LOAD if result["spec"] else _LOAD_PLAIN
+        looped = result["base"]["model_type"].startswith(("looped_", "huginn_"))
+        load = _LOAD if result["spec"] or looped else _LOAD_PLAIN
     sections = {
         None: f"{_linked(result)} fine-tuned with the objectives {', '.join(objectives)}. "
         + _trained(result),
