@@ -108,15 +108,18 @@ def _why(manager: Any, name: str, error: Exception) -> str:
 
 def _source(manager: Any, name: str) -> str | None:
     """The hub's data set of a task, or of the first in a group, if it has one."""
-    entry = manager.task_index.get(name)
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    if Path(name).suffix in (".yaml", ".yml"):
+        return load_yaml(Path(name), resolve_func=False).get("dataset_path")
     for _ in range(8):  # groups within groups
-        config = (entry.cfg or {}) if entry else {}
+        entry = manager.task_index.get(name)
+        if entry is None:
+            return None
+        config = entry.cfg or {}
         if isinstance(config.get("dataset_path"), str):
             return config["dataset_path"]
-        inside = config.get("task") if isinstance(config.get("task"), list) else None
-        first = next(iter(inside or sorted(entry.tags if entry else ())), None)
-        first = first.get("task") if isinstance(first, dict) else first
-        if not isinstance(first, str):
-            return None
-        entry = manager.task_index.get(first)
+        inside = config.get("task")
+        first = next(iter(inside if isinstance(inside, list) else sorted(entry.tags)), "")
+        name = first.get("task", "") if isinstance(first, dict) else first
     return None

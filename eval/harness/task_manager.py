@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ class Tasks(TaskManager):
         data_dir: folder of local files: what local tasks read, and copies of the hub's data sets
             under their names (`DIR/allenai/ai2_arc`).
         parameters: local task -> its parameters.
-        tokenizer: for tasks that count tokens; a function, called when one is needed.
+        tokenizer: gives the tokenizer, for tasks that count tokens; called if there is one.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Tasks(TaskManager):
         *,
         data_dir: Path | None = None,
         parameters: Mapping[str, Mapping[str, Any]] | None = None,
-        tokenizer: Any = None,
+        tokenizer: Callable[[], Any] | None = None,
     ) -> None:
         super().__init__(verbosity, include_path, include_defaults, metadata)
         self.data_dir, self.parameters, self._words = data_dir, parameters or {}, tokenizer
@@ -47,8 +48,10 @@ class Tasks(TaskManager):
 
     def _load_spec(self, spec: Any) -> Any:
         if isinstance(spec, str) and spec in TASKS:
-            words = self._words() if callable(self._words) else self._words
-            spec = config(spec, self.parameters.get(spec), data_dir=self.data_dir, tokenizer=words)
+            given = {"data_dir": self.data_dir}
+            if "tokenizer" in inspect.signature(TASKS[spec]).parameters:
+                given["tokenizer"] = self._words() if self._words else None
+            spec = config(spec, self.parameters.get(spec), **given)
         return super()._load_spec(spec)
 
 
