@@ -58,6 +58,7 @@ class LlamaSettings(_Strict):
     max_position_embeddings: int = Field(ge=2)
     initializer_range: float = Field(0.02, gt=0)
     tie_word_embeddings: bool = True
+    embedding_range: float | None = Field(None, gt=0)  # of the embeddings; None = as all weights
 
     @property
     def context(self) -> int:
@@ -171,9 +172,11 @@ def pretrain(settings: PretrainRecipe, out: Path, *, resume: bool = False) -> Pa
                 bos_token_id=tokenizer.bos_token_id,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
-                **settings.model.model_dump(exclude={"architecture"}),
+                **settings.model.model_dump(exclude={"architecture", "embedding_range"}),
             )
         )
+        if scale := getattr(settings.model, "embedding_range", None):
+            torch.nn.init.normal_(model.get_input_embeddings().weight, std=scale)
         budgets = [settings.stage(i)[1].tokens for i in range(len(settings.stages))]
         seconds = 0.0
         for index in range(len(settings.stages)):
