@@ -5,7 +5,13 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DECLARED := pyproject.toml constraints.txt
 
-.PHONY: demo test lint clean embedded
+# What `make bench-gpu` measures, where, and where its numbers go.
+SHAPE ?= llama-3-8b
+DEVICE ?= cuda
+DTYPE ?= bfloat16
+RESULTS ?= docs/results
+
+.PHONY: demo test lint clean embedded bench-gpu
 
 demo: .venv/demo.stamp
 	$(BIN)/linearize convert embedded --recipe demo --out demo-out --overwrite
@@ -23,6 +29,11 @@ lint: .venv/test.stamp
 embedded: .venv/test.stamp
 	$(BIN)/python -m linearize.pretrain --recipe embedded --out embedded-out
 	cp embedded-out/*.json embedded-out/*.safetensors linearize/embedded/
+
+# Every bench at the shape of a real model; needs 80 GB of GPU memory. `make bench-gpu SHAPE=tiny
+# DEVICE=cpu DTYPE=float32 RESULTS=/tmp/results` tries the path.
+bench-gpu: .venv/demo.stamp
+	$(BIN)/linearize bench all --shape $(SHAPE) --device $(DEVICE) --dtype $(DTYPE) --out $(RESULTS)
 
 clean:
 	rm -rf .venv build dist demo-out demo-out.partial embedded-out embedded-out.partial *.egg-info

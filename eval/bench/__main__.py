@@ -1,168 +1,117 @@
 """Speed and memory on this machine, as Markdown tables.
 
-`python -m linearize.eval.bench ops`, `python -m linearize.eval.bench decode [MODEL]` or
-`python -m linearize.eval.bench samplers [MODEL]`.
+`linearize bench NAME`, or `python -m linearize.eval.bench NAME`; NAME of `registry.BENCHES`.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
 import json
+import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from linearize import device as devices
-from linearize import pretrained
-from linearize.decoding import REMEDIES
-from linearize.errors import LinearizeError, OutputError
-from linearize.figures import bytes_text
+from linearize.errors import LinearizeError, OutputError, UsageError
 
-from . import decode, ops, samplers, timing
+from .registry import BENCHES, EVERY
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one bench, print its table, write `--json`. Returns the exit code."""
-    options = _parser().parse_args(arguments)
+    """Run one bench, print its table, write `--json` and `--plot`. Returns the exit code."""
     try:
-        device = devices.pick(options.device)
-        if options.bench == "ops":
-            records = ops.run(device, lengths=options.lengths, seconds=options.seconds)
-            title, columns, rows = "ops", _OPS, _op_rows
-        elif options.bench == "decode":
-            model, _ = _load(options.model, device)
-            records = decode.run(model, contexts=options.contexts, seconds=options.seconds)
-            title, columns, rows = f"decoding with {options.model}", _DECODE, _decode_rows
-        else:
-            model, tokenizer = _load(options.model or pretrained.EMBEDDED, device)
-            if options.model is None:  # its tokenizer reads code; its size is nobody's
-                model = samplers.small_llama().to(device)
-            records = samplers.run(
-                model,
-                tokenizer,
-                batches=options.batches,
-                context=options.context,
-                tokens=options.tokens,
-                rounds=options.rounds,
-                names=options.remedies,
-            )
-            title = f"remedies with {options.model or '135M parameters'}"
-            columns, rows = _SAMPLERS, _sampler_rows
-        machine = timing.machine(device)
-        print(f"{title}; " + ", ".join(f"{name} {value}" for name, value in machine.items()) + "\n")
-        print(_line(columns), _line(["---:"] * len(columns)), sep="\n")
-        measured = []
-        for record in records:
-            measured.append(record)
-            for cells in rows(record):
-                print(_line(cells), flush=True)
-        if options.json:
-            _write(options.json, {"bench": options.bench, "machine": machine, "records": measured})
+        run(sys.argv[1:] if arguments is None else arguments, prog="python -m linearize.eval.bench")
     except LinearizeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
 
-def _load(name: str, device: Any) -> tuple[Any, Any]:
-    path = pretrained.locate(name)
-    stored = pretrained.stored_dtype(path, pretrained.read_config(path))
-    dtype = devices.dtype("auto", stored, device)
-    return pretrained.load(path, dtype=dtype, device=device), pretrained.tokenizer(path)
+def run(arguments: list[str], *, prog: str) -> None:
+    """What `main` does; raises `LinearizeError`s, and SystemExit after `--help`."""
+    # torch reads it when it is imported: that memory is counted from here on needs no warning
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    first = _Parser(prog=prog, description="Speed and memory, measured on this machine.")
+    names = first.add_subparsers(dest="bench", required=True, metavar="NAME")
+    for name, bench in BENCHES.items():
+        names.add_parser(name, help=bench.about, add_help=False)
+    names.add_parser(EVERY, help="all of them, one JSON file each", add_help=False)
+    known, rest = first.parse_known_args(arguments)
+    if known.bench == EVERY:
+        from . import everything
+
+        parser = _Parser(prog=f"{prog} {EVERY}", description=everything.__doc__)
+        everything.options(parser)
+        everything.run(parser.parse_args(rest), functools.partial(run, prog=prog))
+        return
+    bench = BENCHES[known.bench]
+    module = importlib.import_module(f".{bench.module}", __package__)
+    parser = _Parser(prog=f"{prog} {known.bench}", description=bench.about)
+    module.options(parser)
+    _common(parser, plot=bench.draws == "drawing")
+    _measure(known.bench, module, parser.parse_args(rest))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m linearize.eval.bench", description=__doc__)
-    benches = parser.add_subparsers(dest="bench", required=True)
-    for name, about, what, default in (
-        ("ops", "gla and window attention against full attention", "lengths", ops.LENGTHS),
-        ("decode", "a converted model against its teacher", "contexts", decode.CONTEXTS),
-    ):
-        sub = benches.add_parser(name, help=about, description=about)
-        if name == "decode":
-            sub.add_argument("model", nargs="?", default=pretrained.EMBEDDED)
-        sub.add_argument(f"--{what}", type=int, nargs="+", default=default, metavar="TOKENS")
-        sub.add_argument("--seconds", type=float, default=1.0, help="per case, at least [1]")
-    about = "remedies against repetition, against greedy decoding"
-    sub = benches.add_parser("samplers", help=about, description=about)
-    sub.add_argument("model", nargs="?", help="default: 135M random parameters")
-    sub.add_argument("--batches", type=int, nargs="+", default=samplers.BATCHES, metavar="ROWS")
-    sub.add_argument("--remedies", nargs="+", choices=REMEDIES, metavar="NAME", help="[all]")
-    for name, default in (("context", samplers.CONTEXT), ("tokens", samplers.TOKENS)):
-        sub.add_argument(f"--{name}", type=int, default=default, help=f"[{default}]")
-    sub.add_argument("--rounds", type=int, default=3, help="medians over so many [3]")
-    for sub in benches.choices.values():
-        sub.add_argument("--device", default="auto", help="auto, cpu, cuda, mps [auto]")
-        sub.add_argument("--json", type=Path, metavar="FILE", help="also write every number here")
-    return parser
+def _measure(name: str, module: Any, asked: argparse.Namespace) -> None:
+    from linearize import device as devices
+
+    from . import limits, timing
+
+    draw = _drawing(BENCHES[name].draws, module)
+    for file in (asked.json, getattr(asked, "plot", None)):
+        if file is not None and not file.parent.is_dir():
+            raise OutputError(f"{file} cannot be written: there is no directory {file.parent}")
+    device = devices.pick(asked.device)
+    title, records = module.start(asked, device)
+    machine = timing.machine(device)
+    print(f"{title}; " + ", ".join(f"{name} {value}" for name, value in machine.items()) + "\n")
+    most = limits.measure(device, timing.dtype_of(asked, device))
+    print(_line(module.COLUMNS), _line(["---:"] * len(module.COLUMNS)), sep="\n")
+    measured = []
+    for record in records:
+        measured.append(limits.shares(record, most))
+        for cells in module.rows(measured[-1]):
+            print(_line(cells), flush=True)
+    print(
+        f"\nmeasured limits: copying {most['copy'] / 1e9:.1f} GB/s, matrix products in "
+        f"{most['dtype']} {most['matrix'] / 1e12:.3f} Top/s"
+    )
+    if asked.json:
+        _write(
+            asked.json,
+            {
+                "bench": name,
+                "title": title,
+                "machine": machine,
+                "limits": most,
+                "records": measured,
+            },
+        )
+    if getattr(asked, "plot", None):
+        draw(measured, asked.plot)
 
 
-_OPS = ("op", "tokens", "K = V", "pass", "way", "ms", "of causal attention")
-_DECODE = (
-    "context",
-    "teacher tokens/s",
-    "converted tokens/s",
-    "ratio",
-    "teacher prefill ms",
-    "converted prefill ms",
-    "teacher cache",
-    "converted cache",
-)
-_SAMPLERS = (
-    "text",
-    "rows",
-    "way",
-    "ms per step",
-    "tokens/s",
-    "of greedy",
-    "by CPU time",
-    "alone, CPU ms",
-    "ms to first token",
-)
+def _drawing(name: str, module: Any) -> Any:
+    if name != "drawing":
+        return importlib.import_module(f".{name}", __package__).draw if name else None
+    from .drawing import draw
+
+    return functools.partial(draw, module.PANELS)
 
 
-def _op_rows(record: dict[str, Any]) -> Iterator[list[str]]:
-    reference = record["seconds"][ops.REFERENCE]
-    for way, seconds in record["seconds"].items():
-        yield [
-            record["op"],
-            f"{record['length']:,}",
-            str(record["width"]),
-            "forward + backward" if record["backward"] else "forward",
-            way,
-            f"{1e3 * seconds:.2f}",
-            f"{seconds / reference:.2f}",
-        ]
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}; --help lists what there is")
 
 
-def _decode_rows(record: dict[str, Any]) -> Iterator[list[str]]:
-    speed = {name: 1 / value for name, value in record["seconds"].items()}
-    prefill, cache = record["prefill_seconds"], record["cache_bytes"]
-    yield [
-        f"{record['context']:,}",
-        *(f"{value:.1f}" for value in speed.values()),
-        f"{speed['converted'] / speed['teacher']:.2f}",
-        *(f"{1e3 * value:.1f}" for value in prefill.values()),
-        *(bytes_text(value) for value in cache.values()),
-    ]
-
-
-def _sampler_rows(record: dict[str, Any]) -> Iterator[list[str]]:
-    reference = record["seconds"][samplers.REFERENCE]
-    cpu = record["cpu_seconds"]
-    for way, seconds in record["seconds"].items():
-        yield [
-            record["text"],
-            str(record["batch"]),
-            way,
-            f"{1e3 * seconds:.2f}",
-            f"{record['batch'] / seconds:.1f}",
-            f"{reference / seconds:.2f}",
-            f"{cpu[samplers.REFERENCE] / cpu[way]:.2f}",
-            f"{1e3 * record['alone_seconds'][way]:.2f}",
-            f"{1e3 * record['start_seconds'][way]:.0f}",
-        ]
+def _common(parser: argparse.ArgumentParser, *, plot: bool) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps [auto]")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number here")
+    if plot:
+        parser.add_argument("--plot", type=Path, metavar="FILE", help="picture: .svg, .png, .pdf")
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -1,64 +1,76 @@
-"""Decoding with a converted model against its teacher: speed and cache over context lengths.
+"""Decoding with a converted model beside its base: speed and cache over context lengths.
 
-The converted model is the teacher with `linearize.apply` and no training: speed and memory do not
+The converted model is the base with `linearize.apply` and no training: speed and memory do not
 depend on what the weights have learned. One sequence; both models decode in turns.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
-import linearize
+from linearize.figures import bytes_text
 from linearize.liger.state import cache_bytes
 
+from . import counting, shapes
+from .drawing import Panel
+from .prefill import random_tokens, reader
 from .timing import compare
 
 CONTEXTS = (128, 256, 512, 1024, 2048, 4096)
 STEPS = 16  # tokens decoded per timed call
+COLUMNS = ("context", "model", "tokens/s", "of the base's", "prompt ms", "cache", "of copy")
+COLUMNS += ("of matrix rate",)
+PANELS = (
+    Panel("time per decoded token", "context", "seconds", "seconds"),
+    Panel("cache", "context", "cache_bytes", "bytes"),
+)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Adds them."""
+    shapes.options(parser, "embedded")
+    parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS, metavar="TOKENS")
+    parser.add_argument("--seconds", type=float, default=1.0, help="per case, at least [1]")
+
+
+def start(asked: argparse.Namespace, device: torch.device) -> tuple[str, Iterator[dict[str, Any]]]:
+    """What is measured, in words, and its records."""
+    model, _, name = shapes.chosen(asked, device)
+    return f"decoding with {name}", run(model, contexts=asked.contexts, seconds=asked.seconds)
 
 
 def run(
-    teacher: Any, *, contexts: Sequence[int] = CONTEXTS, seconds: float = 1.0
+    base: Any, *, contexts: Sequence[int] = CONTEXTS, seconds: float = 1.0
 ) -> Iterator[dict[str, Any]]:
     """One record per context length.
 
-    `context` tokens, `prefill_seconds`, `seconds` per token and `cache_bytes`, each with one value
-    for `teacher` and one for `converted`. Caches are measured right after prefill.
+    `context` tokens; for `base` and `converted` each: `prefill_seconds`, `seconds` and `operations`
+    per token, `cache_bytes` right after prefill, and `bytes` (weights and cache, read once).
     """
-    converted = linearize.apply(copy.deepcopy(teacher), linearize.LigerSpec(mix="fixed"))
-    models = {"teacher": teacher, "converted": converted}
-    vocabulary = teacher.config.vocab_size
+    models = {"base": base, "converted": shapes.converted(base)}
     for context in contexts:
-        tokens = torch.randint(
-            vocabulary, (1, context), generator=torch.Generator().manual_seed(context)
-        ).to(teacher.device)
+        tokens = random_tokens(base, 1, context)
         with torch.inference_mode():
-            prefill = {name: _prefiller(model, tokens) for name, model in models.items()}
+            prefill = {name: reader(model, tokens) for name, model in models.items()}
             prefill_seconds = compare(prefill, seconds=seconds / 2)
             caches = {name: way() for name, way in prefill.items()}
             sizes = {name: cache_bytes(cache) for name, cache in caches.items()}
-            taken = _decode(models, caches, tokens[:, -1:], seconds)
+            taken, counted = _decode(models, caches, tokens[:, -1:], seconds)
         yield {
             "context": context,
             "prefill_seconds": prefill_seconds,
-            "seconds": {name: value / STEPS for name, value in taken.items()},
             "cache_bytes": sizes,
+            "bytes": {n: shapes.weight_bytes(m) + sizes[n] for n, m in models.items()},
+            "operations": {name: value // STEPS for name, value in counted.items()},
+            "seconds": {name: value / STEPS for name, value in taken.items()},
         }
-
-
-def _prefiller(model: Any, tokens: torch.Tensor) -> Callable[[], DynamicCache]:
-    def prefill() -> DynamicCache:
-        cache = DynamicCache(config=model.config)
-        model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return cache
-
-    return prefill
 
 
 def _decode(
@@ -66,10 +78,10 @@ def _decode(
     caches: dict[str, DynamicCache],
     token: torch.Tensor,
     seconds: float,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], dict[str, int]]:
     fresh: dict[str, DynamicCache] = {}
 
-    def start(name: str) -> None:  # every timed call begins at the same context
+    def begin(name: str) -> None:  # every timed call begins at the same context
         fresh[name] = copy.deepcopy(caches[name])
 
     def steps(name: str) -> None:
@@ -77,4 +89,24 @@ def _decode(
             models[name](input_ids=token, past_key_values=fresh[name], use_cache=True)
 
     ways = {name: functools.partial(steps, name) for name in models}
-    return compare(ways, seconds=seconds, before=start)
+    taken, counted = compare(ways, seconds=seconds, before=begin), {}
+    for name, way in ways.items():
+        begin(name)
+        counted[name] = counting.operations(way)
+    return taken, counted
+
+
+def rows(record: dict[str, Any]) -> Iterator[list[str]]:
+    """Lines of the table."""
+    base = record["seconds"]["base"]
+    for name, seconds in record["seconds"].items():
+        yield [
+            f"{record['context']:,}",
+            name,
+            f"{1 / seconds:.1f}",
+            f"{base / seconds:.2f}",
+            f"{1e3 * record['prefill_seconds'][name]:.1f}",
+            bytes_text(record["cache_bytes"][name]),
+            f"{record['of_copy'][name]:.1%}",
+            f"{record['of_matrix'][name]:.1%}",
+        ]

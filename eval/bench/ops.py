@@ -6,6 +6,7 @@ on an accelerator. `causal attention` is torch's `scaled_dot_product_attention` 
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,8 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linearize.figures import bytes_text
 from linearize.ops import backend, gla, window_attention
 
+from . import counting
+from .drawing import Panel
 from .timing import compare
 
 REFERENCE = "causal attention"  # what the ratios are taken against
@@ -23,6 +27,30 @@ Way = Callable[[], Tensor]
 LENGTHS, WIDTHS = (512, 2048, 8192), (32, 64)
 # The definition keeps one state per token for the backward pass: gigabytes beyond this.
 LONGEST_RECURRENT_BACKWARD = 2048
+COLUMNS = ("op", "tokens", "K = V", "pass", "way", "ms", "of causal attention", "peak memory")
+COLUMNS += ("of copy", "of matrix rate")
+PANELS = tuple(
+    Panel(
+        f"{op}, {what}",
+        "length",
+        "seconds",
+        "seconds",
+        {"op": op, "backward": backward, "width": 64},
+    )
+    for op in ("gla", "window_attention")
+    for backward, what in ((False, "forward"), (True, "forward and backward"))
+)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Adds them."""
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, metavar="TOKENS")
+    parser.add_argument("--seconds", type=float, default=1.0, help="per case, at least [1]")
+
+
+def start(asked: argparse.Namespace, device: torch.device) -> tuple[str, Iterator[dict[str, Any]]]:
+    """What is measured, in words, and its records."""
+    return "ops", run(device, lengths=asked.lengths, seconds=asked.seconds)
 
 
 def run(
@@ -32,7 +60,8 @@ def run(
     widths: Sequence[int] = WIDTHS,
     seconds: float = 1.0,
 ) -> Iterator[dict[str, Any]]:
-    """One record per case: `op`, `length`, `width`, `backward`, and `seconds` per way."""
+    """One record per case: `op`, `length`, `width`, `backward`, and by way `seconds`, `operations`,
+    `peak_bytes` and `bytes` (inputs and outputs once, the least that has to be moved)."""
     for width in widths:
         for length in lengths:
             for op, ways in (("gla", _gla_ways), ("window_attention", _window_ways)):
@@ -47,6 +76,9 @@ def run(
                         "length": length,
                         "width": width,
                         "backward": backward,
+                        "operations": {n: counting.operations(w) for n, w in timed.items()},
+                        "peak_bytes": {n: counting.peak_bytes(w, device) for n, w in timed.items()},
+                        "bytes": dict.fromkeys(timed, _least_bytes(inputs, backward)),
                         "seconds": compare(timed, seconds=seconds),
                     }
 
@@ -103,3 +135,27 @@ def _pass(way: Way, inputs: list[Tensor], backward: bool) -> Callable[[], None]:
         way().sum().backward()
 
     return both if backward else forward
+
+
+def _least_bytes(inputs: Sequence[Tensor], backward: bool) -> int:
+    """Forward: inputs and output. Backward: both again, and the gradients of both."""
+    moved = sum(x.nbytes for x in inputs) + inputs[0].nbytes  # the output is as large as q
+    return 3 * moved if backward else moved
+
+
+def rows(record: dict[str, Any]) -> Iterator[list[str]]:
+    """Lines of the table."""
+    reference = record["seconds"][REFERENCE]
+    for way, seconds in record["seconds"].items():
+        yield [
+            record["op"],
+            f"{record['length']:,}",
+            str(record["width"]),
+            "forward + backward" if record["backward"] else "forward",
+            way,
+            f"{1e3 * seconds:.2f}",
+            f"{seconds / reference:.2f}",
+            bytes_text(record["peak_bytes"][way]),
+            f"{record['of_copy'][way]:.1%}",
+            f"{record['of_matrix'][way]:.1%}",
+        ]

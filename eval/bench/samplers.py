@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib.util
 import statistics
@@ -21,15 +22,15 @@ import torch
 from torch import Tensor
 from transformers import (
     DynamicCache,
-    LlamaConfig,
-    LlamaForCausalLM,
     LogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
 )
 
+from linearize import pretrained
 from linearize.decoding import remedies
 
+from . import shapes
 from .timing import wait
 
 REFERENCE = "greedy"
@@ -38,20 +39,36 @@ CONTEXT, TOKENS, BATCHES = 2048, 96, (1, 8)
 SOURCES = ("argparse", "ast", "calendar", "csv", "datetime", "difflib", "inspect", "tarfile")
 
 
-def small_llama() -> Any:
-    """A Llama of 135 million random parameters in float32, shaped as SmolLM-135M."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49_152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
+COLUMNS = ("text", "rows", "way", "ms per step", "tokens/s", "of greedy", "by CPU time")
+COLUMNS += ("alone, CPU ms", "ms to first token")
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Adds them."""
+    shapes.options(parser, "135m, random weights")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, metavar="ROWS")
+    parser.add_argument(
+        "--remedies", nargs="+", choices=remedies.REMEDIES, metavar="NAME", help="[all]"
     )
-    return LlamaForCausalLM(config).eval()
+    for name, default in (("context", CONTEXT), ("tokens", TOKENS)):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"[{default}]")
+    parser.add_argument("--rounds", type=int, default=3, help="medians over so many [3]")
+
+
+def start(asked: argparse.Namespace, device: torch.device) -> tuple[str, Iterator[dict[str, Any]]]:
+    """What is measured, in words, and its records."""
+    model, tokenizer, called = shapes.chosen(asked, device, "135m")
+    records = run(
+        model,
+        # random weights need one that reads code, and the vocabulary is as large as they say
+        tokenizer or pretrained.tokenizer(pretrained.locate(pretrained.EMBEDDED)),
+        batches=asked.batches,
+        context=asked.context,
+        tokens=asked.tokens,
+        rounds=asked.rounds,
+        names=asked.remedies,
+    )
+    return f"remedies with {called}", records
 
 
 def run(
@@ -211,3 +228,21 @@ class _Clock(StoppingCriteria):
         self.wall.append(time.perf_counter())
         self.cpu.append(time.process_time())
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def rows(record: dict[str, Any]) -> Iterator[list[str]]:
+    """Lines of the table."""
+    reference = record["seconds"][REFERENCE]
+    cpu = record["cpu_seconds"]
+    for way, seconds in record["seconds"].items():
+        yield [
+            record["text"],
+            str(record["batch"]),
+            way,
+            f"{1e3 * seconds:.2f}",
+            f"{record['batch'] / seconds:.1f}",
+            f"{reference / seconds:.2f}",
+            f"{cpu[REFERENCE] / cpu[way]:.2f}",
+            f"{1e3 * record['alone_seconds'][way]:.2f}",
+            f"{1e3 * record['start_seconds'][way]:.0f}",
+        ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -36,12 +37,13 @@ def compare(
     while done < rounds or time.perf_counter() - started < seconds:
         for name, way in ways.items():
             prepare(name)
-            taken[name].append(_once(way))
+            taken[name].append(once(way))
         done += 1
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
-def _once(way: Callable[[], Any]) -> float:
+def once(way: Callable[[], Any]) -> float:
+    """Seconds of one call, until the device has done it."""
     wait()
     start = time.perf_counter()
     way()
@@ -58,7 +60,16 @@ def wait() -> None:
 def machine(device: torch.device) -> dict[str, Any]:
     """What a number was measured on."""
     return {
+        **{name: importlib.metadata.version(name) for name in ("linearize", "transformers")},
         "torch": torch.__version__,
         "device": devices.describe(device),
         "threads": torch.get_num_threads(),
     }
+
+
+def dtype_of(asked: Any, device: torch.device) -> torch.dtype:
+    """What a bench computes in if nothing else is said: the limits are measured in the same."""
+    named = getattr(asked, "dtype", "auto")
+    if named != "auto":
+        return getattr(torch, named)
+    return torch.float32 if device.type == "cpu" else torch.bfloat16

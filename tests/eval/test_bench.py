@@ -5,10 +5,13 @@ import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from linearize import pretrained
+from linearize.errors import UsageError
 from linearize.eval.bench import __main__ as bench
-from linearize.eval.bench import ops, samplers, timing
+from linearize.eval.bench import counting, drawing, ops, samplers, shapes, timing
+from linearize.eval.bench.registry import BENCHES
 
 CPU = torch.device("cpu")
 
@@ -53,12 +56,84 @@ def test_decode_bench_sees_the_cache_grow_and_the_state_stay(shared, tmp_path):
     lengths = ["--contexts", "128", "512", "--seconds", "0"]
     assert bench.main(["decode", str(model), *lengths, "--json", str(file)]) == 0
     short, long = json.loads(file.read_text())["records"]
-    assert long["cache_bytes"]["teacher"] == 4 * short["cache_bytes"]["teacher"]
+    assert long["cache_bytes"]["base"] == 4 * short["cache_bytes"]["base"]
     assert long["cache_bytes"]["converted"] == short["cache_bytes"]["converted"]
-    assert short["cache_bytes"]["teacher"] == 128 * 5 * 2 * 4 * 8 * 4  # tokens, layers, KV, Hk, D
+    assert short["cache_bytes"]["base"] == 128 * 5 * 2 * 4 * 8 * 4  # tokens, layers, KV, Hk, D
     for record in (short, long):
-        for figures in ("seconds", "prefill_seconds"):
+        for figures in ("seconds", "prefill_seconds", "of_copy", "of_matrix"):
             assert all(value > 0 for value in record[figures].values())
+
+
+def test_operations_are_those_of_the_matrix_products():
+    a, b = torch.randn(20, 30), torch.randn(30, 40)
+    assert counting.operations(lambda: a @ b) == 2 * 20 * 30 * 40
+    q, k = torch.randn(1, 4, 16, 8), torch.randn(1, 2, 16, 8)
+    full = 2 * 4 * 16 * 16 * (8 + 8)
+
+    def attend(**how):
+        return F.scaled_dot_product_attention(q, k, k, enable_gqa=True, **how)
+
+    assert counting.operations(attend) == full
+    assert counting.operations(lambda: attend(is_causal=True)) == full * 17 // 32
+
+
+def test_memory_is_what_lives_at_once():
+    held = torch.zeros(1000, 1000)
+
+    def work():
+        first = held + 1
+        second = first + 1
+        del first
+        return (second + 1).sum()
+
+    assert 8e6 <= counting.peak_bytes(work, CPU) < 8.1e6, "two at once, and what was there is not"
+
+
+def test_converted_model_shares_the_weights_of_its_base():
+    base = shapes.random("tiny")
+    model = shapes.converted(base)
+    assert base.config.model_type == "llama", "the base stays as it was"
+    assert model.config.model_type != "llama"
+    theirs = {p.data_ptr() for p in base.parameters()}
+    assert {p.data_ptr() for p in model.parameters()} == theirs
+
+
+def test_every_bench_runs_at_any_shape_and_writes_its_numbers(tmp_path):
+    """What `make bench-gpu` does, small and on the CPU."""
+    everything = ["all", "--shape", "tiny", "--device", "cpu", "--dtype", "float32"]
+    assert bench.main([*everything, "--out", str(tmp_path)]) == 0
+    files = {name: tmp_path / f"{name}-tiny-cpu.json" for name in BENCHES}
+    assert set(tmp_path.iterdir()) == set(files.values())
+    found = {name: json.loads(file.read_text()) for name, file in files.items()}
+    for name, written in found.items():
+        assert written["bench"] == name
+        assert {"torch", "transformers", "linearize", "device", "threads"} <= set(
+            written["machine"]
+        )
+        assert written["limits"]["copy"] > 0 < written["limits"]["matrix"]
+    for name in ("prefill", "train"):
+        for record in found[name]["records"]:
+            for field in ("seconds", "operations", "peak_bytes", "of_matrix"):
+                assert list(record[field]) == ["base", "converted"]
+                assert all(value > 0 for value in record[field].values())
+    short, long = found["prefill"]["records"]
+    assert long["cache_bytes"]["base"] == 2 * short["cache_bytes"]["base"]
+    assert [r["examples"] for r in found["eval"]["records"]] == ["own", "same"]
+    for record in found["eval"]["records"]:
+        assert all(value < 1e-4 for value in record["difference"].values()), "the same scores"
+
+
+def test_pictures_show_what_was_measured(tmp_path):
+    records = [{"length": n, "seconds": {"base": n / 10, "converted": 1.0}} for n in (20, 10)]
+    panels = [
+        drawing.Panel("time", "length", "seconds", "s"),
+        drawing.Panel("no", "length", "x", ""),
+    ]
+    assert drawing.lines(panels[0], records)["base"] == [(10, 1.0), (20, 2.0)]
+    drawing.draw(panels, records, tmp_path / "time.svg")
+    assert "<svg" in (tmp_path / "time.svg").read_text()
+    with pytest.raises(UsageError, match=r"must end with \.svg"):
+        drawing.draw(panels, records, tmp_path / "time.txt")
 
 
 def test_samplers_bench_times_every_remedy_beside_greedy(tmp_path, capsys):
@@ -107,6 +182,12 @@ def test_remedies_are_timed_on_the_code_they_are_said_to_see(monkeypatch):
     [
         (["decode", "/nowhere/model"], 3, "there is no model directory"),
         (["ops", "--device", "tpu9"], 2, "device='tpu9'"),
+        (["opps"], 2, "invalid choice: 'opps'"),
+        (["ops", "--length", "x"], 2, "invalid int value: 'x'"),
+        (["decode", "a", "--shape", "tiny"], 2, "give one of the two"),
+        (["train", "--shape", "tinny"], 2, "did you mean 'tiny'?"),
+        (["ops", "--json", "/nowhere/ops.json"], 5, "there is no directory /nowhere"),
+        (["samplers", "--remedies", "rpgg"], 2, "invalid choice: 'rpgg'"),
     ],
 )
 def test_mistakes_are_one_line(capsys, arguments, code, says):

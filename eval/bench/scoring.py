@@ -1,0 +1,125 @@
+"""Log-likelihoods of 5-shot questions: requests per second with and without shared beginnings.
+
+The work is that of a multiple-choice task with random tokens: five examples, a question, four
+answers of two tokens. The harness draws examples anew for every question, so that only its four
+answers share them ("own"); tasks with fixed examples share them among all questions ("same").
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from linearize.eval.harness.scoring import Row, Scorer
+
+from . import shapes
+from .drawing import Panel
+from .timing import compare
+
+EXAMPLES, EXAMPLE, QUESTION, ANSWERS, ANSWER = 5, 60, 40, 4, 2  # counts, and lengths in tokens
+QUESTIONS, BATCHES = 8, (8,)
+COLUMNS = ("examples", "rows at once", "model", "reuse", "requests/s", "of without reuse")
+PANELS = (Panel("requests per second", "batch", "requests_per_second", "requests/s"),)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Adds them."""
+    shapes.options(parser, "15m on the CPU, else 135m; random weights")
+    parser.add_argument("--questions", type=int, default=QUESTIONS, help=f"[{QUESTIONS}]")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, metavar="ROWS")
+    parser.add_argument("--seconds", type=float, default=1.0, help="per case, at least [1]")
+
+
+def start(asked: argparse.Namespace, device: torch.device) -> tuple[str, Iterator[dict[str, Any]]]:
+    """What is measured, in words, and its records."""
+    model, _, name = shapes.chosen(asked, device, "15m" if device.type == "cpu" else "135m")
+    records = run(model, questions=asked.questions, batches=asked.batches, seconds=asked.seconds)
+    return f"scoring 5-shot questions with {name}", records
+
+
+def run(
+    base: Any,
+    *,
+    questions: int = QUESTIONS,
+    batches: Sequence[int] = BATCHES,
+    seconds: float = 1.0,
+) -> Iterator[dict[str, Any]]:
+    """One record per kind of examples and batch size.
+
+    `examples`, `batch`, `requests`, `tokens` of all requests; by way (`base`, `base, reuse`,
+    `converted`, `converted, reuse`): `seconds`, `requests_per_second`; by model `difference`, the
+    largest between log probabilities with and without reuse.
+    """
+    models = {"base": base, "converted": shapes.converted(base)}
+    for kind in ("own", "same"):
+        requests = _requests(base.config.vocab_size, questions, same=kind == "same")
+        for batch in batches:
+            scores: dict[str, dict[int, Any]] = {}
+            ways = {}
+            for name, model in models.items():
+                for reuse in (False, True):
+                    called = f"{name}, reuse" if reuse else name
+                    ways[called] = _way(model, requests, batch, reuse, scores, called)
+            seconds_of = compare(ways, seconds=seconds)
+            yield {
+                "examples": kind,
+                "batch": batch,
+                "requests": len(requests),
+                "tokens": sum(len(row.tokens) for row in requests),
+                "difference": {name: _difference(scores, name, requests) for name in models},
+                "seconds": seconds_of,
+                "requests_per_second": {n: len(requests) / s for n, s in seconds_of.items()},
+            }
+
+
+def _requests(vocabulary: int, questions: int, *, same: bool) -> list[Row]:
+    draw = random.Random(0)
+
+    def text(length: int) -> list[int]:
+        return [draw.randrange(vocabulary) for _ in range(length)]
+
+    fixed, found = text(EXAMPLES * EXAMPLE), []
+    for _ in range(questions):
+        context = (fixed if same else text(EXAMPLES * EXAMPLE)) + text(QUESTION)
+        for _ in range(ANSWERS):
+            answer = text(ANSWER)
+            found.append(Row((*context, *answer[:-1]), len(answer), (answer[-1],)))
+    return found
+
+
+def _way(
+    model: Any, requests: list[Row], batch: int, reuse: bool, scores: dict[str, Any], name: str
+) -> Any:
+    def score() -> None:
+        found = scores[name] = {}
+        scorer = Scorer(model, batch_size=batch, shrink=False, reuse=reuse)
+        scorer(requests, lambda some: found.update(some))
+
+    return score
+
+
+def _difference(scores: dict[str, dict[int, Any]], name: str, requests: list[Row]) -> float:
+    plain, reused = scores[name], scores[f"{name}, reuse"]
+    return max(
+        abs(plain[i].last[row.lasts[0]][0] - reused[i].last[row.lasts[0]][0])
+        for i, row in enumerate(requests)
+    )
+
+
+def rows(record: dict[str, Any]) -> Iterator[list[str]]:
+    """Lines of the table."""
+    speed = record["requests_per_second"]
+    for way, value in speed.items():
+        name, _, reuse = way.partition(", ")
+        yield [
+            record["examples"],
+            str(record["batch"]),
+            name,
+            reuse and "yes",
+            f"{value:.2f}",
+            f"{value / speed[name]:.2f}",
+        ]
