@@ -8,7 +8,7 @@ import typer
 
 import linearize
 
-from . import convert, doctor, finetune, inspect, loop, merge, paths, report
+from . import bench, compare, convert, doctor, finetune, inspect, loop, merge, paths, report
 from . import eval as evaluation
 from ._run import run
 
@@ -18,6 +18,12 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command(
+    "bench",
+    add_help_option=False,  # each bench has its own options, and its own help
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)(bench.bench)
+app.command("compare", no_args_is_help=True)(compare.compare)
 app.command("convert", no_args_is_help=True)(convert.convert)
 app.command("finetune", no_args_is_help=True)(finetune.finetune)
 app.command("inspect", no_args_is_help=True)(inspect.inspect)

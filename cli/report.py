@@ -1,4 +1,4 @@
-"""`linearize report`: the HTML report of a conversion or a retrofit, made again."""
+"""`linearize report`: one HTML page of what was done and measured."""
 
 from __future__ import annotations
 
@@ -12,20 +12,34 @@ from ._print import emit, results_only
 
 
 def report(
-    directory: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="Directory that `linearize convert` or `loop` wrote."),
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Directories of convert, loop, finetune, eval or the recall demonstration, JSON "
+            "files of bench.",
+        ),
     ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE.html",
+            help="Where to write. Default: report.html in the directory, where one is given.",
+        ),
+    ] = None,
     json: options.Json = False,
 ) -> None:
-    """Write DIR/report.html again from its result.json, metrics.jsonl and samples.json.
+    """Write one HTML page: fidelity, losses, tasks, recall, speed, repetition, samples, settings.
 
-    For example after installing matplotlib, which adds the plots.
+    What there is depends on what is given. The file needs no network and no script; behind every
+    plot is its data. Plots need matplotlib: linearize[plots].
     """
     from linearize.eval.report import write
 
     with results_only(json):
-        path = write(directory)
+        path = write(*runs, out=out)
     if json:
         emit({"report": str(path)})
     else:

@@ -30,6 +30,7 @@ _VARIABLES = {
     "student": "#010104",
     "window": "#010105",
     "trained": "#010106",
+    **{f"s{i}": f"#01011{i}" for i in range(8)},
 }
 _SERIES = {
     "teacher": ("teacher", "teacher", "--"),
@@ -169,6 +170,44 @@ def memory(state_bytes: int, kv_bytes_per_token: int, *, longest: int = 131_072)
         return _svg(figure, "memory")
 
 
+def curves(
+    lines: Mapping[str, Sequence[tuple[float, ...]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    log_x: bool = False,
+    log_y: bool = False,
+) -> str:
+    """Lines of points (x, y) or (x, y, standard error), which becomes a bar.
+
+    - `log_x`, `log_y`: logarithmic axes, the first in powers of two.
+    """
+    with _figure("curves") as (figure, axes):
+        for index, (name, points) in enumerate(lines.items()):
+            x, y, *errors = zip(*points, strict=True)
+            axes.errorbar(
+                x,
+                y,
+                yerr=errors[0] if errors else None,
+                label=name,
+                color=_VARIABLES[f"s{index % 8}"],
+                ls=("-", "--", ":")[index // 8 % 3],
+                marker="o",
+                ms=3.5,
+                capsize=2,
+            )
+        if log_x:
+            axes.set_xscale("log", base=2)
+        if log_y:
+            axes.set_yscale("log")
+        if ylabel == "bytes":
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: bytes_text(y)))
+        axes.set_ylabel(ylabel)
+        _token_axis(axes, xlabel)
+        axes.legend(fontsize=8)
+        return _svg(figure, "curves")
+
+
 def mix(weights: Mapping[str, Sequence[float]]) -> str:
     """Learned weight of the recurrence, one row per layer and one column per head."""
     layers = sorted(weights, key=int)
@@ -220,7 +259,8 @@ def _references(axes: Axes, losses: Mapping[str, Any]) -> None:
             axes.axhline(
                 value, color=_VARIABLES[colour], ls=style, lw=1.3, label=f"{label} {value:.3f}"
             )
-    axes.legend()
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
 
 
 def _token_axis(axes: Axes, label: str) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from results import RESULT
@@ -24,6 +25,10 @@ def run_dir(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, METRICS)))
     (tmp_path / "samples.json").write_text(json.dumps(SAMPLES))
     return tmp_path
+
+
+def render(result):
+    return report.render([report.Source("conversion", "run", Path("result.json"), result)])
 
 
 class Page(HTMLParser):
@@ -63,10 +68,11 @@ def test_one_file_that_fetches_nothing_and_needs_no_script(run_dir):
     assert path == run_dir / "report.html"
     assert page.open == []
     assert page.tags.count("svg") == 5
-    assert page.outside == []
+    assert all(target.startswith("data:text/csv") for target in page.outside)
+    assert len(page.outside) == 5, "behind every plot are its numbers"
     assert "script" not in page.tags
     assert "link" not in page.tags
-    assert not re.search(r"https?://|@import|data:", text)
+    assert not re.search(r"https?://|@import", text)
     assert len(page.ids) == len(set(page.ids)), "drawings share one page and must not share ids"
     assert set(page.refers) <= set(page.ids)
     assert "prefers-color-scheme: dark" in text
@@ -113,13 +119,13 @@ def test_without_matplotlib_there_are_tables_and_the_command(run_dir, monkeypatc
 def test_a_failed_check_stands_out(run_dir):
     result = copy.deepcopy(RESULT)
     result["checks"][1]["passed"] = False
-    assert '<td class="bad">FAILED</td>' in report.render(result, [], None)
+    assert '<td class="bad">FAILED</td>' in render(result)
 
 
 def test_layers_kept_as_softmax_are_not_called_constant(run_dir):
     result = copy.deepcopy(RESULT)
     result["spec"]["keep_softmax"] = [0]
-    text = report.render(result, [], None)
+    text = render(result)
     assert "at any length" not in text
     assert "add their own share of the KV cache" in text
 
