@@ -27,7 +27,8 @@ from linearize.training.objectives import OBJECTIVES
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FINETUNINGS = {"ditto", "unlikelihood"}
-NOT_CONVERSIONS = {"embedded", "loop", "looped"} | FINETUNINGS  # recipes of other jobs
+SCRATCH = {"embedded", "looped", "recall-teacher"}
+NOT_CONVERSIONS = {"loop"} | SCRATCH | FINETUNINGS  # recipes of other jobs
 
 
 def commands() -> list[tuple[str, list[str]]]:

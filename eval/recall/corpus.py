@@ -8,7 +8,7 @@ JRT-Prompt otherwise. Forms are those of the prompts (Arora et al. 2024, "Just r
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,30 +18,43 @@ from .extraction import Document
 from .seeds import generator
 
 FORMS = ("once", "announced", "twice")
+WORDS = 80  # that are keys in lists of pairs
 
 
-def write(path: Path, documents: int, *, seed: int, longest: int, questions: int = 4) -> Path:
-    """A JSONL file with one document per line under `text`.
+def write(path: Path, made: Iterable[str]) -> Path:
+    """A JSONL file with one document per line under `text`."""
+    with path.open("w", encoding="utf-8") as file:
+        for text in made:
+            file.write(json.dumps({"text": text}) + "\n")
+    return path
+
+
+def drills(documents: int, *, seed: int) -> Iterator[str]:
+    """Lists of two to six pairs, told two to six times, each time in another order.
+
+    Half of the tokens can be told from what was read, and only so: from these texts recall is
+    learned first, and fast.
+    """
+    for i in range(documents):
+        rng = generator(seed, i)
+        count, readings = (int(n) for n in rng.integers(2, 7, 2))
+        yield pairs.document(rng, count=count, words=WORDS, readings=readings).text
+
+
+def texts(documents: int, *, seed: int, longest: int, questions: int = 4) -> Iterator[str]:
+    """Documents with questions and answers.
 
     Args:
         seed: of the corpus; no two documents are equal but by chance.
         longest: words of a document read once, at most; lengths are spread evenly over octaves.
         questions: asked about a document, at most.
     """
-    with path.open("w", encoding="utf-8") as file:
-        for text in texts(documents, seed=seed, longest=longest, questions=questions):
-            file.write(json.dumps({"text": text}) + "\n")
-    return path
-
-
-def texts(documents: int, *, seed: int, longest: int, questions: int = 4) -> Iterator[str]:
-    """The documents of `write`."""
     for i in range(documents):
         rng = generator(seed, i)
         words = int(2 ** rng.uniform(3, np.log2(longest)))
         form = FORMS[int(rng.integers(len(FORMS)))]
         if rng.random() < 0.5:
-            made = pairs.document(rng, count=max(2, words // 2))
+            made = pairs.document(rng, count=max(2, words // 2), words=WORDS)
         else:
             made = report(rng, words)
         count = min(len(made.facts), int(rng.integers(1, questions + 1)))
@@ -50,8 +63,9 @@ def texts(documents: int, *, seed: int, longest: int, questions: int = 4) -> Ite
 
 
 def report(rng: np.random.Generator, words: int) -> Document:
-    """A report with a fact per ten words, up to all there are."""
-    return extraction.fda_document(rng, words=words, attributes=int(np.clip(words // 10, 2, 16)))
+    """A report with a fact per eight words, up to all there are without codes."""
+    attributes = int(np.clip(words // 8, 2, 11))
+    return extraction.fda_document(rng, words=words, attributes=attributes, codes=False)
 
 
 def told(made: Document, asked: list[str], form: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +78,17 @@ def swde_like(
     ]
 
 
-def fda_document(rng: Rng, *, words: int, attributes: int) -> Document:
-    """One report; arguments as in `fda_like`."""
-    return _document(_FDA, rng, words, attributes)
+def fda_document(rng: Rng, *, words: int, attributes: int, codes: bool = True) -> Document:
+    """One report; arguments as in `fda_like`.
+
+    `codes`: whether facts may be numbers and letters without a meaning, which are many tokens
+    each. Without, there are 11 kinds of facts.
+    """
+    kind = _FDA
+    if not codes:
+        facts = {key: make for key, make in _FDA.facts.items() if key not in _CODES}
+        kind = replace(_FDA, facts=facts)
+    return _document(kind, rng, words, attributes)
 
 
 def released(name: str, path: Path) -> list[dict[str, Any]]:
@@ -229,6 +237,7 @@ _FDA = _Kind(
     ),
     joint=" ",
 )
+_CODES = ("product code", "regulation section", "510(k) number", "predicate number", "calibrator")
 _MENU = _of("Home", "News", "Sign in", "Help", "Photos", "Top 50", "Contact", "Privacy")
 _REMARK = _of(
     "Was this helpful?", "Read more.", "Rated 4 of 5.", "Rated 2 of 5.", "Write a review."

@@ -18,7 +18,12 @@ Question = tuple[str, str]  # what the model reads, and what should follow
 
 @torch.no_grad()
 def exact_match(
-    model: Any, tokenizer: Any, questions: Sequence[Question], *, tokens_at_once: int = 8192
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    *,
+    prefix: bool = False,
+    tokens_at_once: int = 8192,
 ) -> torch.Tensor:
     """`[N]` bool: whether greedy decoding writes the answer.
 
@@ -27,6 +32,7 @@ def exact_match(
             nothing before it sees the padding.
         questions: prompt and answer of each; no prompt ends in white space, and a blank is put
             before the answer, as the tokenizer would meet it in running text.
+        prefix: encode each prompt, but not its answer, as a whole; for models with such an encoder.
         tokens_at_once: of a batch, padding included; a longer question goes alone.
 
     Raises `UsageError` for an empty answer or a prompt that ends in white space.
@@ -42,7 +48,11 @@ def exact_match(
         ids = torch.zeros(len(batch), longest, dtype=torch.long)
         for place, i in enumerate(batch):
             ids[place, : len(rows[i][0])] = torch.tensor(rows[i][0])
-        chosen = model(input_ids=ids.to(device), use_cache=False).logits.argmax(-1).cpu()
+        more = {}
+        if prefix:
+            more["prefix_lengths"] = torch.tensor([len(rows[i][0]) - rows[i][1] for i in batch])
+        logits = model(input_ids=ids.to(device), use_cache=False, **more).logits
+        chosen = logits.argmax(-1).cpu()
         for place, i in enumerate(batch):
             row, answer = rows[i]
             given = chosen[place, len(row) - answer - 1 : len(row) - 1]

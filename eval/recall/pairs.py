@@ -33,16 +33,28 @@ def pairs(items: int, *, seed: int = 0, count: int = 16) -> list[dict[str, str]]
     return [_item(generator(seed, i), count) for i in range(items)]
 
 
-def document(rng: np.random.Generator, *, count: int) -> Document:
-    """One list of pairs; arguments as in `pairs`."""
-    at_least(1, count=count)
-    if count > len(WORDS):
-        raise UsageError(f"count={count}: there are {len(WORDS)} words to make pairs of")
-    keys = [WORDS[i] for i in rng.permutation(len(WORDS))[:count]]
-    facts = {
-        key: str(number) for key, number in zip(keys, rng.integers(10, 100, count), strict=True)
-    }
-    return Document("Pairs: " + " ".join(f"{k} {v}" for k, v in facts.items()) + ".", facts)
+def document(
+    rng: np.random.Generator, *, count: int, words: int = len(WORDS), readings: int = 1
+) -> Document:
+    """One list of pairs.
+
+    Args:
+        count: pairs, as in `pairs`.
+        words: how many of the words keys are drawn from; the fewer, the easier to learn.
+        readings: how often the list is told, each time in another order.
+    """
+    at_least(1, count=count, readings=readings)
+    if count > words or words > len(WORDS):
+        raise UsageError(
+            f"count={count}: there are {min(words, len(WORDS))} words to make pairs of"
+        )
+    keys = [WORDS[i] for i in rng.permutation(words)[:count]]
+    numbers = rng.integers(10, 100, count)
+    facts = {key: str(number) for key, number in zip(keys, numbers, strict=True)}
+    told = list(facts.items())
+    for _ in range(readings - 1):
+        told += [list(facts.items())[i] for i in rng.permutation(count)]
+    return Document("Pairs: " + " ".join(f"{k} {v}" for k, v in told) + ".", facts)
 
 
 def _item(rng: np.random.Generator, count: int) -> dict[str, str]:
