@@ -28,7 +28,10 @@ Model = Annotated[
 ]
 Gate = Annotated[
     str | None,
-    typer.Option(help="Gate family of the recurrence. Default: gla.", rich_help_panel=LAYER),
+    typer.Option(
+        help="Gate family of the recurrence; `linearize gates` lists them. Default: gla.",
+        rich_help_panel=LAYER,
+    ),
 ]
 Window = Annotated[
     int | None,

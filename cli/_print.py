@@ -38,15 +38,18 @@ def emit(values: Any) -> None:
     print(json.dumps(values, default=str))
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table; columns after the first are right-aligned."""
+def table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, words: Sequence[str] = ()
+) -> None:
+    """A table; columns after the first are right-aligned, but for those in `words`."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
     for index, column in enumerate(columns):
-        drawn.add_column(column, justify="right" if index else "left", overflow="fold")
+        side = "right" if index and column not in words else "left"
+        drawn.add_column(column, justify=side, overflow="fold")
     for row in rows:
         drawn.add_row(*row)
     Console(highlight=False, markup=False).print(drawn)

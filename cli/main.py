@@ -8,7 +8,7 @@ import typer
 
 import linearize
 
-from . import bench, compare, convert, doctor, finetune, inspect, loop, merge, paths, report
+from . import bench, compare, convert, doctor, finetune, gates, inspect, loop, merge, paths, report
 from . import eval as evaluation
 from ._run import run
 
@@ -26,6 +26,7 @@ app.command(
 app.command("compare", no_args_is_help=True)(compare.compare)
 app.command("convert", no_args_is_help=True)(convert.convert)
 app.command("finetune", no_args_is_help=True)(finetune.finetune)
+app.command("gates")(gates.gates)
 app.command("inspect", no_args_is_help=True)(inspect.inspect)
 app.command("loop", no_args_is_help=True)(loop.loop)
 app.command("merge", no_args_is_help=True)(merge.merge)

@@ -47,7 +47,7 @@ def inspect(
         spec = modeling.spec_of(config)
         reasons.append("it is converted already; start from its base to convert it differently")
         config = _base_config(config)
-    gates.find(spec.gate)
+    gates.of(spec)
     reasons += _refusals(path, config)
     result = {
         "model": _about(name, path, config),
@@ -75,7 +75,7 @@ def plan(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> di
         made_of = config.linearize.get("provenance", {}).get("base", "its base")
         raise InputError(f"{recipe.base} is converted already; start from {made_of}")
     spec, settings = recipe.liger.spec(), recipe.training
-    gates.find(spec.gate)
+    gates.of(spec)
     _check_objectives(recipe)
     prefix_rows.check(settings.objective, spec.prefix, made=True)
     converted = sizes.converted_model(config, spec)

@@ -30,6 +30,9 @@ class LigerSettings(_Strict):
     mix: Literal["fixed", "learned", "window"] = "learned"
     mix_weight: float = Field(0.5, ge=0, le=1)
     gate_normalizer: float | None = Field(None, gt=0)
+    gate_source: Literal["key", "query", "value"] = "key"
+    gate_lower_bound: float = Field(0.0, ge=0, lt=1)  # of the decay per token; for hgrn2
+    slots: int = Field(64, ge=1)  # of gsa
     keep_softmax: list[int] = []
     prefix: Literal["none", "jrt"] = "none"  # jrt = the prompt is also encoded as a whole
     prefix_rank: int = Field(16, ge=0)

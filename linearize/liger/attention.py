@@ -51,8 +51,7 @@ class LigerAttention(nn.Module):
         """Set up a module whose class has just been changed."""
         self.base = base
         self.spec = spec
-        self.gate = gates.find(spec.gate)
-        self.normalizer = spec.gate_normalizer or self.gate.normalizer
+        self.gate = gates.of(spec)
         if spec.mix == "learned":
             self.mix = HeadMix(self.config.num_attention_heads)
         if spec.prefix == "jrt":
@@ -87,7 +86,7 @@ class LigerAttention(nn.Module):
         if self.spec.mix == "window" or layout.mode == "window":
             o = window
         else:
-            encoder = None if layout.prefix is None else self._encoder(hidden_states, k, v)
+            encoder = None if layout.prefix is None else self._encoder(hidden_states, q, k, v)
             recurrence = self._recurrence(q, k, v, encoder, past_key_values, layout)
             o = self._mix(recurrence, window.float())
         return self.o_proj(o.flatten(2).to(hidden_states.dtype)), None
@@ -99,12 +98,13 @@ class LigerAttention(nn.Module):
         return w * recurrence + (1 - w) * window
 
     def _encoder(
-        self, hidden_states: Tensor, k: Tensor, v: Tensor
+        self, hidden_states: Tensor, q: Tensor, k: Tensor, v: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Features of keys, values and log decays of the prefix encoder, shapes of k and v."""
         keys, values, share, weight = self.prefix(hidden_states)
         k, v = k.float() + keys, v.float() + values
-        _, k, v, g = self.gate.prepare(k[:, :0], k, v, self.normalizer)
+        q = q if self.spec.gate_source == "query" else q[:, :0]  # the encoder reads nothing
+        _, k, v, g = self.gate.inputs(q, k, v, self.spec)
         return k, v * weight[:, None], g * share[:, None]
 
     def _recurrence(
@@ -117,17 +117,17 @@ class LigerAttention(nn.Module):
         layout: Layout,
     ) -> Tensor:
         """[B, T, H, V] float32, and the cache's state moved on by T tokens."""
-        q, k, v, g = self.gate.prepare(q.float(), k.float(), v.float(), self.normalizer)
+        inputs = self.gate.inputs(q, k, v, self.spec)
         if layout.cu_seqlens is not None:
-            row = (x.flatten(0, 1).unsqueeze(0) for x in (q, k, v, g))
+            row = (x.flatten(0, 1).unsqueeze(0) for x in inputs)
             o, _ = self.gate.op(*row, cu_seqlens=layout.cu_seqlens)
-            return o.view(q.shape)
+            return o.view(*q.shape[:-1], -1)
         mask = None if layout.mask is None else layout.mask[:, layout.past :]
         before = None if cache is None else state.read_state(cache, self.layer_idx)
         if encoder is None:
-            o, after = self.gate.op(q, k, v, g, initial_state=before, mask=mask)
+            o, after = self.gate.op(*inputs, initial_state=before, mask=mask)
         else:
-            o, after = ops.prefix_gla(q, k, v, g, *encoder, prefix=layout.prefix, mask=mask)
+            o, after = ops.prefix_gla(*inputs, *encoder, prefix=layout.prefix, mask=mask)
         if cache is not None:
             state.write_state(cache, self.layer_idx, after)
         return o

@@ -23,7 +23,7 @@ from transformers import (
 from ..errors import InputError, UsageError
 from ..ops.prefix import prefix_tokens
 from ..stub import SavesStub
-from . import bases
+from . import bases, gates
 from .attention import ATTENTION, HeadMix, LigerAttention, liger_class
 from .bases import PREFIX
 from .layout import Layout, document_starts
@@ -90,9 +90,10 @@ def spec_of(config: PreTrainedConfig) -> LigerSpec:
 def liger_config(config: PreTrainedConfig, spec: LigerSpec) -> PreTrainedConfig:
     """The config of the converted model, from its base's config.
 
-    Raises `InputError` if the base cannot be converted, with the reasons.
+    Raises `InputError` if the base cannot be converted, with the reasons; `UsageError` if the
+    spec's gate cannot do what the spec asks.
     """
-    base = bases.find(config)
+    base, gate = bases.find(config), gates.of(spec)
     if reasons := base.refusals(config):
         raise InputError(f"this {base.model_type} model cannot be converted: {'; '.join(reasons)}")
     layers = config.num_hidden_layers
@@ -105,6 +106,8 @@ def liger_config(config: PreTrainedConfig, spec: LigerSpec) -> PreTrainedConfig:
     ]
     values["sliding_window"] = spec.window
     values |= base.config_changes
+    if len(gate.states) > 1:
+        values["number_of_conv_states"] = len(gate.states)  # read by transformers' caches
     values["linearize"] = {
         "spec": spec.to_dict(),
         "base": {

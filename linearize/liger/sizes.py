@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from ..errors import UsageError, suggest
-from . import bases
+from . import bases, gates
 from .modeling import MODELS, liger_config
 from .spec import LigerSpec
 
@@ -119,12 +119,14 @@ def lora_parameters(model: nn.Module, *, rank: int, targets: Iterable[str]) -> i
 def state_bytes(shape: Shape, spec: LigerSpec, dtype: torch.dtype) -> dict[str, int]:
     """Bytes that converted layers hold per sequence, at any length of at least W - 1 tokens.
 
-    `recurrent` = L Hk K V 4 (none for `mix="window"`), `window` = L 2 Hk (W - 1) D b: the cache
-    keeps the W - 1 keys and values before the current token. `total` is their sum.
+    `recurrent` = 4 L Hk times what the gate's states hold, K V for most (none for `mix="window"`),
+    `window` = L 2 Hk (W - 1) D b: the cache keeps the W - 1 keys and values
+    before the current token. `total` is their sum.
     """
     layers = len(shape.converted)
-    matrix = 0 if spec.mix == "window" else shape.head_dim**2 * _STATE
-    recurrent = layers * shape.kv_heads * matrix
+    D = shape.head_dim
+    held = 0 if spec.mix == "window" else gates.find(spec.gate).state_size(D, D, spec.slots)
+    recurrent = layers * shape.kv_heads * held * _STATE
     window = layers * (spec.window - 1) * shape.kv_bytes(dtype)
     return {"recurrent": recurrent, "window": window, "total": recurrent + window}
 

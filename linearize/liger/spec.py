@@ -13,7 +13,7 @@ MIXES = {
     "window": "the window alone, no recurrence: the baseline every result is compared with",
 }
 
-
+GATE_SOURCES = ("key", "query", "value")
 PREFIXES = {
     "none": "the prompt is read from left to right like everything else",
     "jrt": "the prompt is also encoded as a whole into the state (JRT-RNN, arXiv 2407.05483)",
@@ -29,6 +29,9 @@ class LigerSpec:
     - `mix`: how recurrence and window are combined; one of `MIXES`.
     - `mix_weight`: weight of the recurrence for `mix="fixed"`, in [0, 1]. Liger uses 0.5.
     - `gate_normalizer`: divides the log gate; None = the family's default (16 for `gla`).
+    - `gate_source`: projection that gates are pooled from; one of `GATE_SOURCES`.
+    - `gate_lower_bound`: least decay factor per token, in [0, 1); for gate `hgrn2`.
+    - `slots`: M of gate `gsa`; its two states are [K, M] and [M, V].
     - `keep_softmax`: layers left as full softmax attention; negative counts from the end.
     - `prefix`: how the prompt is read; one of `PREFIXES`. "jrt" needs a recurrence.
     - `prefix_rank`: rank of what the encoder's keys and values differ from the layer's own; 0 =
@@ -42,6 +45,9 @@ class LigerSpec:
     mix: str = "learned"
     mix_weight: float = 0.5
     gate_normalizer: float | None = None
+    gate_source: str = "key"
+    gate_lower_bound: float = 0.0
+    slots: int = 64
     keep_softmax: tuple[int, ...] = ()
     prefix: str = "none"
     prefix_rank: int = 16
@@ -61,6 +67,19 @@ class LigerSpec:
             raise UsageError(
                 f"gate_normalizer={self.gate_normalizer!r} must be positive; "
                 "leave it out for the family's default"
+            )
+        if self.gate_source not in GATE_SOURCES:
+            raise UsageError(
+                f"gate_source={self.gate_source!r} is not known"
+                f"{suggest(str(self.gate_source), GATE_SOURCES)}"
+            )
+        if not 0.0 <= self.gate_lower_bound < 1.0:
+            raise UsageError(
+                f"gate_lower_bound={self.gate_lower_bound!r} is outside [0, 1); 0 is the default"
+            )
+        if isinstance(self.slots, bool) or not isinstance(self.slots, int) or self.slots < 1:
+            raise UsageError(
+                f"slots={self.slots!r} must be an integer of at least 1 (64 is the default)"
             )
         if self.prefix not in PREFIXES:
             raise UsageError(

@@ -13,21 +13,27 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+State = Tensor | tuple[Tensor, ...]
 
-def read_state(cache: Cache, layer: int) -> Tensor | None:
-    """[B, Hk, K, V] float32, or None before the first token.
+
+def read_state(cache: Cache, layer: int) -> State | None:
+    """[B, Hk, K, V] float32, a tuple where the gate has several, or None before the first token.
 
     `Cache.get_recurrent_state` cannot be used: it answers None until a convolution state has been
     written, and these layers have no convolution.
     """
     entry = cache.layers[layer]
-    return entry.recurrent_states[0] if entry.is_recurrent_states_initialized[0] else None
+    if not entry.is_recurrent_states_initialized[0]:
+        return None
+    states = tuple(entry.recurrent_states.values())
+    return states if len(states) > 1 else states[0]
 
 
-def write_state(cache: Cache, layer: int, state: Tensor) -> None:
-    """Store the state [B, Hk, K, V], copied in place so that its address stays."""
-    cache.update_recurrent_state(state, layer)
-    cache.layers[layer].has_previous_state[0] = True
+def write_state(cache: Cache, layer: int, state: State) -> None:
+    """Store the state or states, copied in place so that their addresses stay."""
+    for i, one in enumerate(state if isinstance(state, tuple) else (state,)):
+        cache.layers[layer].update_recurrent_state(one, state_idx=i)
+        cache.layers[layer].has_previous_state[i] = True
 
 
 def extend_window(

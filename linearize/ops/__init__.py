@@ -1,7 +1,9 @@
 """The numerics: pure functions on tensors. No transformers import."""
 
+from .delta import delta
 from .gla import gla
+from .gsa import gsa
 from .prefix import prefix_gla, prefix_linear_attention
 from .window import window_attention
 
-__all__ = ["gla", "prefix_gla", "prefix_linear_attention", "window_attention"]
+__all__ = ["delta", "gla", "gsa", "prefix_gla", "prefix_linear_attention", "window_attention"]

@@ -37,14 +37,19 @@ def use(backend: str) -> Iterator[None]:
         _override.reset(token)
 
 
-def choose(backend: str, *, device: torch.device, length: int) -> str:
-    """The backend for one call on `length` tokens. Raises `UsageError` if it cannot run here."""
+def choose(backend: str, *, device: torch.device, length: int, kernel: bool = True) -> str:
+    """The backend for one call on `length` tokens; `kernel`: whether fla has one for the op.
+
+    Raises `UsageError` if it cannot run here.
+    """
     if backend == "auto":
         backend = _override.get() or "auto"
     if backend == "auto":
-        if device.type == "cuda" and fla_status()[0]:
+        if kernel and device.type == "cuda" and fla_status()[0]:
             return "fla"
         return "recurrent" if length <= STEP_TOKENS else "chunk"
+    if backend == "fla" and not kernel:
+        raise UsageError("backend 'fla': this op has no kernel here; use backend='auto'")
     if _known(backend) == "fla" and not (device.type == "cuda" and fla_status()[0]):
         reason = fla_status()[1] if device.type == "cuda" else f"the tensors are on {device.type}"
         raise UsageError(f"backend 'fla' cannot run here: {reason}; use backend='auto'")
@@ -78,6 +83,15 @@ def report() -> list[dict[str, Any]]:
             "why": why if ok else f"{why}: plain torch, chunks of 64 tokens",
             "improve": improve,
         },
+        *(
+            {
+                "op": op,
+                "backend": "chunk",
+                "why": f"plain torch on every device, chunks of {size} tokens",
+                "improve": None,
+            }
+            for op, size in (("gsa", 64), ("delta", 32))
+        ),
         {
             "op": "window_attention",
             "backend": "scaled_dot_product_attention",

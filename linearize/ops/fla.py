@@ -26,6 +26,7 @@ def gla(
 
     groups = q.shape[2] // k.shape[2]
     k, v, g = (x.repeat_interleave(groups, 2) for x in (k, v, g))
+    g = g.expand_as(k)  # the kernels want a decay for each channel
     if initial_state is not None:
         initial_state = initial_state.repeat_interleave(groups, 1)
     common = {

@@ -30,6 +30,24 @@ class Packed:
     length: int
 
     @classmethod
+    def of(
+        cls, mask: Tensor | None, cu_seqlens: Tensor | None, batch: int, length: int
+    ) -> Packed | None:
+        """What a padded or packed [B, T] input holds; None when every row is one full sequence.
+
+        Raises `UsageError` when mask or boundaries do not fit, or both are given.
+        """
+        if mask is not None and cu_seqlens is not None:
+            raise UsageError("give mask (a padded batch) or cu_seqlens (a packed row), not both")
+        if cu_seqlens is not None:
+            return cls(None, check_cu_seqlens(cu_seqlens, batch, length), batch, length)
+        if mask is None:
+            return None
+        if mask.shape != (batch, length):
+            raise UsageError(f"mask {tuple(mask.shape)} must be [B, T] = [{batch}, {length}]")
+        return cls.from_mask(mask.bool())
+
+    @classmethod
     def from_mask(cls, mask: Tensor) -> Packed:
         """One sequence per row of a [B, T] bool mask, True = real token; rows may be empty."""
         lengths = mask.sum(1).cpu()

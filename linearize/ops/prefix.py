@@ -43,7 +43,7 @@ def prefix_gla(
 ) -> tuple[Tensor, Tensor]:
     """Gated linear attention whose rows begin with an encoded prefix.
 
-    - `q`, `k`, `v`, `g`, `mask`, `backend`: as in `gla`.
+    - `q`, `k`, `v`, `g`, `mask`, `backend`: as in `gla`; `g` with one decay per channel or head.
     - `k_enc`, `v_enc`, `g_enc`: of the encoder, shapes of `k`, `v`, `g`; what they hold behind the
       prefix does not matter.
     - `prefix`: [B, T] bool, True = token of the prefix; see `prefix_tokens`. A row without one is

@@ -28,6 +28,7 @@ LIGER = {
     "learned": LigerSpec(window=4),
     "fixed, one layer softmax": LigerSpec(window=4, mix="fixed", keep_softmax=(-2,)),
     "window": LigerSpec(window=3, mix="window"),
+    "two states": LigerSpec(window=4, gate="gsa", slots=6),
 }
 FAMILIES = ["llama", "mistral", "qwen2, windows", "qwen3"]
 
