@@ -23,6 +23,7 @@ from . import checks, device, pretrained
 from . import recipe as recipes
 from .converted import cast, merge_adapter, write_json
 from .errors import UsageError
+from .liger import bases
 from .output import OutputDirectory
 from .recipe import AnyRecipe, RecurrenceSettings
 from .training import (
@@ -231,11 +232,12 @@ def with_adapters(model: PreTrainedModel, recipe: AnyRecipe, **more: Any) -> Pef
     """
     lora = recipe.lora
     everywhere = lora.targets == ["all-linear"]  # peft knows it as a string only
+    targets = bases.lora_targets(model.config.model_type, lora.targets)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules="all-linear" if everywhere else list(lora.targets),
+        target_modules="all-linear" if everywhere else targets,
         task_type="CAUSAL_LM",
         **more,
     )

@@ -84,7 +84,8 @@ def plan(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> di
     on, dtype, saved = _computing(recipe, path, config)
     total, mix = sizes.parameters(converted), sizes.mix_parameters(converted)
     lora = recipe.lora
-    adapters = sizes.lora_parameters(converted, rank=lora.rank, targets=lora.targets)
+    targets = bases.lora_targets(config.model_type, lora.targets)
+    adapters = sizes.lora_parameters(converted, rank=lora.rank, targets=targets)
     trained = adapters + mix if lora.rank else total
     memory = sizes.training_bytes(
         shape,
@@ -304,6 +305,8 @@ def _base_config(config: PreTrainedConfig) -> PreTrainedConfig:
     for name in ("model_type", "layer_types", "linearize", "architectures", "auto_map"):
         values.pop(name, None)
     values["sliding_window"] = next((w for w in held["own_windows"] if w), None)
+    if held.get("layer_types"):
+        values["layer_types"] = held["layer_types"]
     return bases.BASES[held["model_type"]].config_class(**values)
 
 
@@ -343,6 +346,12 @@ def _sizes(path: Path, config: PreTrainedConfig, spec: LigerSpec) -> dict[str, A
 def _notes(recipe: Recipe, config: PreTrainedConfig, spec: LigerSpec) -> list[str]:
     length, context = recipe.data.seq_len, config.max_position_embeddings
     notes = []
+    targets = bases.lora_targets(config.model_type, recipe.lora.targets)
+    if recipe.lora.rank and set(targets) != set(recipe.lora.targets):
+        notes.append(
+            f"lora.targets {', '.join(recipe.lora.targets)}: one layer computes several of them "
+            f"here, and the adapter is on the whole of it ({', '.join(targets)})"
+        )
     if length > context:
         notes.append(
             f"rows of {length} tokens are longer than the base's context of {context}: in longer "

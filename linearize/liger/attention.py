@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from .. import ops
 from ..errors import UsageError
+from ..ops.window import attend
 from . import gates, state
 from .bases import Base
 from .layout import Layout
@@ -52,14 +53,15 @@ class LigerAttention(nn.Module):
         self.base = base
         self.spec = spec
         self.gate = gates.of(spec)
+        # the base has learned nothing about keys that it never saw
+        self.window = min(spec.window, self.own_window or spec.window)
+        self.softcap = getattr(self.config, base.softcap) if base.softcap else None
         if spec.mix == "learned":
             self.mix = HeadMix(self.config.num_attention_heads)
         if spec.prefix == "jrt":
+            heads = base.heads(self.config)
             self.prefix = PrefixEncoder(
-                self.config.hidden_size,
-                self.config.num_key_value_heads,
-                self.head_dim,
-                spec.prefix_rank,
+                self.config.hidden_size, heads.key_value, heads.size, spec.prefix_rank
             )
 
     def forward(
@@ -70,16 +72,26 @@ class LigerAttention(nn.Module):
         past_key_values: Cache | None = None,
         *,
         layout: Layout,
+        layer_past: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        """[B, T, E] -> [B, T, E]; keywords as in the base's attention, plus the `layout`."""
+        """[B, T, E] -> [B, T, E]; keywords as in the base's attention, plus the `layout`.
+
+        `layer_past` is GPT-NeoX's name for `past_key_values`.
+        """
+        if layer_past is not None:
+            past_key_values = layer_past
         if layout.mode == "softmax":
             if past_key_values is not None:
                 raise UsageError(
                     "softmax mode has no cache in a converted model; call it with use_cache=False"
                 )
             return super().forward(
-                hidden_states, position_embeddings, None, None, layout=layout, **kwargs
+                hidden_states,
+                position_embeddings=position_embeddings,
+                attention_mask=None,
+                layout=layout,
+                **kwargs,
             )
         q, k, v = self.base.project(self, hidden_states)
         window = self._window(q, k, v, position_embeddings, past_key_values, layout)
@@ -89,7 +101,8 @@ class LigerAttention(nn.Module):
             encoder = None if layout.prefix is None else self._encoder(hidden_states, q, k, v)
             recurrence = self._recurrence(q, k, v, encoder, past_key_values, layout)
             o = self._mix(recurrence, window.float())
-        return self.o_proj(o.flatten(2).to(hidden_states.dtype)), None
+        output = getattr(self, self.base.output)
+        return output(o.flatten(2).to(hidden_states.dtype)), None
 
     def _mix(self, recurrence: Tensor, window: Tensor) -> Tensor:
         if self.spec.mix == "learned":
@@ -142,17 +155,17 @@ class LigerAttention(nn.Module):
         layout: Layout,
     ) -> Tensor:
         """[B, T, H, V] in the model's dtype, and the cache's window moved on by T tokens."""
-        q, k = self.base.rotate(q, k, rotary)
-        attend = functools.partial(
-            ops.window_attention, window=self.spec.window, scale=self.scaling
+        q, k = self.base.rotate(self, q, k, rotary)
+        attended = functools.partial(
+            ops.window_attention, window=self.window, scale=self.scaling, softcap=self.softcap
         )
         if layout.cu_seqlens is not None:
             row = (x.flatten(0, 1).unsqueeze(0) for x in (q, k, v))
-            return attend(*row, cu_seqlens=layout.cu_seqlens).view(*q.shape[:-1], -1)
+            return attended(*row, cu_seqlens=layout.cu_seqlens).view(*q.shape[:-1], -1)
         mask = layout.mask
         if cache is not None:
             k, v, mask = state.extend_window(cache, self.layer_idx, k, v, mask)
-        return attend(q, k, v, mask=mask)
+        return attended(q, k, v, mask=mask)
 
 
 @functools.cache
@@ -175,6 +188,7 @@ def softmax_attention(
     layout: Layout,
     scaling: float,
     dropout: float = 0.0,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Full softmax attention for kept layers and the teacher, as transformers calls it.
@@ -182,7 +196,13 @@ def softmax_attention(
     `query` [B, H, T, D], `key` and `value` [B, Hk, keys, D] -> [B, T, H, D]. The base's own window
     is `module.own_window`: the one in the config is the converted layers'.
     """
-    visible = layout.softmax_mask(query.shape[2], key.shape[2], module.own_window, query.device)
+    T, keys = query.shape[2], key.shape[2]
+    visible = layout.softmax_mask(T, keys, module.own_window, query.device)
+    if softcap is not None:
+        if visible is None:
+            visible = torch.ones(T, keys, dtype=torch.bool, device=query.device).tril()
+        o = attend(query, key, value, visible, scale=scaling, softcap=softcap)
+        return o.transpose(1, 2), None
     return sdpa_attention_forward(
         module, query, key, value, visible, dropout=dropout, scaling=scaling
     )

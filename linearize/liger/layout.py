@@ -6,10 +6,12 @@ keyword `layout`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..ops.packed import Packed, document_ids
 
@@ -57,6 +59,24 @@ class Layout:
             real = torch.nn.functional.pad(self.mask, (0, keys - self.mask.shape[1]))
             visible = visible & real[:, None, :]
         return (visible | (i == j))[:, None]  # no empty rows: a masked query sees itself
+
+
+def carry_layout(layers: Iterable[nn.Module], attention: str) -> None:
+    """Bring the layout to attentions whose layer drops keywords that it does not know.
+
+    It travels in place of the mask, which such a layer hands on and nobody needs.
+    """
+    for layer in layers:
+        layer.register_forward_pre_hook(_pack, with_kwargs=True)
+        getattr(layer, attention).register_forward_pre_hook(_unpack, with_kwargs=True)
+
+
+def _pack(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+    return args, {**kwargs, "attention_mask": kwargs["layout"]}
+
+
+def _unpack(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+    return args, {**kwargs, "attention_mask": None, "layout": kwargs["attention_mask"]}
 
 
 def document_starts(position_ids: Tensor, batch: int) -> Tensor | None:

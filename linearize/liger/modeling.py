@@ -19,6 +19,10 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 
 from ..errors import InputError, UsageError
 from ..ops.prefix import prefix_tokens
@@ -26,8 +30,9 @@ from ..stub import SavesStub
 from . import bases, gates
 from .attention import ATTENTION, HeadMix, LigerAttention, liger_class
 from .bases import PREFIX
-from .layout import Layout, document_starts
+from .layout import Layout, carry_layout, document_starts
 from .prefix import PrefixEncoder
+from .rotary import keep_own_rotary
 from .spec import LigerSpec
 
 Prefixes = int | Sequence[int] | Tensor  # per row [B], or one for all, in real tokens
@@ -105,14 +110,19 @@ def liger_config(config: PreTrainedConfig, spec: LigerSpec) -> PreTrainedConfig:
         "full_attention" if i in kept else "hybrid_sliding" for i in range(layers)
     ]
     values["sliding_window"] = spec.window
-    values |= base.config_changes
     if len(gate.states) > 1:
         values["number_of_conv_states"] = len(gate.states)  # read by transformers' caches
+    values |= base.config_changes
+    own_types = getattr(config, "layer_types", None)
+    if base.rotary_by_layer_type:  # the stock constructor asks for one per type it finds
+        rotary = values["rope_parameters"]
+        values["rope_parameters"] = {**rotary, "hybrid_sliding": rotary["sliding_attention"]}
     values["linearize"] = {
         "spec": spec.to_dict(),
         "base": {
             "model_type": base.model_type,
             "own_windows": [base.own_window(config, i) for i in range(layers)],
+            "layer_types": own_types and list(own_types),
         },
     }
     return CONFIGS[base.model_type](**values)
@@ -176,8 +186,13 @@ def swap_attention(model: PreTrainedModel) -> None:
 
 def _swap(model: PreTrainedModel) -> None:
     swap_attention(model)
-    base = bases.BASES[model.config.linearize["base"]["model_type"]]
+    held = model.config.linearize["base"]
+    base = bases.BASES[held["model_type"]]
     decoder = model.get_decoder()
+    if base.rotary_by_layer_type:
+        keep_own_rotary(decoder, base.attentions(model), held["layer_types"])
+    if base.drops_keywords:
+        carry_layout(decoder.layers, base.attention)
     decoder.liger_mode = "liger"
     decoder.register_forward_pre_hook(
         _by_layer_type if base.masks_by_layer_type else _prepare, with_kwargs=True
@@ -278,6 +293,10 @@ def _classes(base: bases.Base) -> tuple[type[PreTrainedConfig], type[PreTrainedM
         (LigerMixin, stock),
         {**common, "config_class": config, "__doc__": f"{base.name} with Liger attention."},
     )
+    for here, there in ((config.model_type, base.model_type), (model.__name__, stock.__name__)):
+        stored = get_checkpoint_conversion_mapping(there)
+        if stored is not None:  # experts, for one, are stored apart and computed together
+            register_checkpoint_conversion_mapping(here, stored, overwrite=True)
     AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoModelForCausalLM.register(config, model, exist_ok=True)
     return config, model

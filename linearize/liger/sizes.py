@@ -28,6 +28,7 @@ _LOSS_CHUNKS = 5 * 2**26  # bytes: float32 copies of a part of the logits while 
 class Shape:
     """What the arithmetic needs of a base and a spec.
 
+    - `mlp`: width of the MLP, or of the experts that one token is sent to, together.
     - `converted`, `kept`: indices of layers that become Liger layers, or stay softmax.
     - `own_windows`: the base's own attention window per layer in keys, None = unlimited.
     """
@@ -46,15 +47,15 @@ class Shape:
     def of(cls, config: PreTrainedConfig, spec: LigerSpec) -> Shape:
         """The shape of a base's config. Raises `InputError` for an unsupported family."""
         base = bases.find(config)
+        heads = base.heads(config)
         layers = range(config.num_hidden_layers)
         kept = spec.softmax_layers(len(layers))
         return cls(
             hidden=config.hidden_size,
-            mlp=config.intermediate_size,
-            heads=config.num_attention_heads,
-            kv_heads=config.num_key_value_heads,
-            head_dim=getattr(config, "head_dim", None)
-            or config.hidden_size // config.num_attention_heads,
+            mlp=_mlp_width(config),
+            heads=heads.query,
+            kv_heads=heads.key_value,
+            head_dim=heads.size,
             vocabulary=config.vocab_size,
             converted=tuple(i for i in layers if i not in kept),
             kept=tuple(sorted(kept)),
@@ -214,6 +215,15 @@ def training_bytes(
         "logits": logits * b * (3 if teacher else 2) + min(_LOSS_CHUNKS, logits * 4 * 5),
     }
     return {**sizes, "total": sum(sizes.values())}
+
+
+def _mlp_width(config: PreTrainedConfig) -> int:
+    """Channels that a token passes through: of the experts it is sent to, if there are any."""
+    dense, chosen = config.intermediate_size, getattr(config, "num_experts_per_tok", None)
+    if chosen is None:
+        return dense
+    sparse = chosen * getattr(config, "moe_intermediate_size", dense)
+    return max(sparse, dense) if getattr(config, "mlp_only_layers", None) else sparse
 
 
 def _kv_bytes(shape: Shape, layers: Iterable[int], tokens: int, dtype: torch.dtype) -> int:

@@ -26,6 +26,7 @@ def window_attention(
     mask: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Causal softmax attention over the last `window` real tokens, the token itself included.
 
@@ -35,7 +36,7 @@ def window_attention(
     - `mask`: [B, P + T] bool, True = real token. Others are seen by nobody and give output 0; they
       do not count in the window.
     - `cu_seqlens`: [S + 1] boundaries of sequences packed in one row (B = 1, P = 0).
-    - `scale`: of the scores; None = K ** -0.5.
+    - `scale`: of the scores; None = K ** -0.5. `softcap`: their bound, as in `attend`.
 
     Returns [B, T, H, V] in the input's dtype. Raises `UsageError` when shapes do not fit.
     """
@@ -43,19 +44,21 @@ def window_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     T, keys = q.shape[1], k.shape[1]
     if cu_seqlens is None and T * keys <= window * window:
-        return dense(q, k, v, window=window, mask=mask, scale=scale)
+        return dense(q, k, v, window=window, mask=mask, scale=scale, softcap=softcap)
     if keys > T:  # queries for the past too: at most a window of them, and one path for all lengths
         q = F.pad(q, (0, 0, 0, 0, keys - T, 0))
     if mask is not None:
         packed = Packed.from_mask(mask)
         row = (packed.pack(x) for x in (q, k, v))
         documents = document_ids(packed.cu_seqlens, q.device)
-        o = packed.unpack(blocked(*row, window=window, scale=scale, documents=documents))
+        o = packed.unpack(
+            blocked(*row, window=window, scale=scale, softcap=softcap, documents=documents)
+        )
     else:
         documents = None
         if cu_seqlens is not None:
             documents = document_ids(check_cu_seqlens(cu_seqlens, *q.shape[:2]), q.device)
-        o = blocked(q, k, v, window=window, scale=scale, documents=documents)
+        o = blocked(q, k, v, window=window, scale=scale, softcap=softcap, documents=documents)
     return o[:, keys - T :]
 
 
@@ -67,6 +70,7 @@ def dense(
     window: int,
     mask: Tensor | None = None,
     scale: float,
+    softcap: float | None = None,
 ) -> Tensor:
     """The definition. Shapes as in `window_attention`; the window counts real tokens."""
     T, keys = q.shape[1], k.shape[1]
@@ -85,9 +89,7 @@ def dense(
         # a masked query sees itself, so that no row is empty and nothing becomes NaN
         visible = visible | torch.eye(keys, dtype=torch.bool, device=q.device)[keys - T :]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    o = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=visible, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    ).transpose(1, 2)
+    o = attend(q, k, v, visible, scale=scale, softcap=softcap).transpose(1, 2)
     if mask is not None:
         o = o.where(mask[:, keys - T :, None, None], o.new_zeros(()))
     return o
@@ -100,6 +102,7 @@ def blocked(
     *,
     window: int,
     scale: float,
+    softcap: float | None = None,
     documents: Tensor | None = None,
 ) -> Tensor:
     """Queries in blocks, each over its own block and the window before it.
@@ -130,17 +133,40 @@ def blocked(
         seen = F.pad(documents, (past, count * block - T), value=-1).unfold(0, span, block)
         visible = visible & (own == seen[:, None, :])
     visible = visible.repeat(1, H // Hk, 1)[None, :, None]  # [1, n, 1, G * block, span]
-    o = _attend(q, k, v, visible, scale)
+    visible = visible.expand(B, count, *visible.shape[2:]).flatten(0, 1)
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    o = attend(q, k, v, visible, scale=scale, softcap=softcap).unflatten(0, (B, count))
     o = o.unflatten(3, (H // Hk, block)).permute(0, 1, 4, 2, 3, 5)
     return o.reshape(B, count * block, H, V)[:, :T]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> Tensor:
-    B, n = q.shape[:2]
-    visible = visible.expand(B, n, 1, *visible.shape[3:]).flatten(0, 1)
-    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    o = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale)
-    return o.unflatten(0, (B, n))
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor | None,
+    *,
+    scale: float,
+    softcap: float | None = None,
+) -> Tensor:
+    """Softmax attention of q [B, H, T, K] over k and v [B, Hk, keys, *] -> [B, H, T, V].
+
+    - `visible`: bool, broadcast to [B, H, T, keys]; None = every key.
+    - `softcap`: c bounds the scores s to c tanh(s / c) (Gemma 2, arXiv 2408.00118, section 2).
+    """
+    grouped = q.shape[1] != k.shape[1]
+    if softcap is None:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=visible, scale=scale, enable_gqa=grouped
+        )
+    if grouped:
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * scale
+    scores = softcap * torch.tanh(scores / softcap)
+    if visible is not None:
+        # the least number, not -inf: rows of padding see nothing, and must not become NaN
+        scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1).to(v.dtype) @ v
 
 
 def _check(

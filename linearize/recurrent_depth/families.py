@@ -1,4 +1,4 @@
-"""Pretrained families that can be cut into prelude, core and coda. One row per family.
+"""Pretrained families that can be cut into prelude, core and coda: rows of `liger.bases`.
 
 Any decoder of transformers fits whose layers hand their keywords down to the attention function:
 norms, biases, positions and windows stay the family's own.
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # `import linearize` registers these names without importing 
     from transformers import PreTrainedConfig
 
 PREFIX = "looped_"  # of the model_type of retrofitted models
-FAMILIES = BASES | {"olmo2": Base("olmo2", "Olmo2")}
+FAMILIES = {name: base for name, base in BASES.items() if base.loops}
 
 
 def supported() -> list[str]:

@@ -58,10 +58,11 @@ def _cut_attention(held: dict[str, Any], kept: list[int], layers: int) -> dict[s
         )
     softmax = spec.softmax_layers(layers)
     left = replace(spec, keep_softmax=tuple(i for i, k in enumerate(kept) if k in softmax))
-    windows = held["base"]["own_windows"]
+    base = held["base"]
+    lists = (name for name in ("own_windows", "layer_types") if base.get(name))
     return {
         "spec": left.to_dict(),
-        "base": {**held["base"], "own_windows": [windows[k] for k in kept]},
+        "base": base | {name: [base[name][k] for k in kept] for name in lists},
     }
 
 

@@ -6,9 +6,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from linearize import LigerSpec, apply
-from linearize.liger import bases
 
-FAMILIES = bases.supported()
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]  # test_bases.py has all of them
 VOCABULARY = 97
 
 

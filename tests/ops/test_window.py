@@ -19,7 +19,9 @@ def inputs(B: int, T: int, *, P: int = 0, heads: int = 4, groups: int = 2) -> li
     return [torch.randn(B, *size, generator=make, dtype=torch.float64) for size in sizes]
 
 
-def by_hand(q: Tensor, k: Tensor, v: Tensor, window: int, real: list[bool]) -> Tensor:
+def by_hand(
+    q: Tensor, k: Tensor, v: Tensor, window: int, real: list[bool], softcap: float | None
+) -> Tensor:
     """One row, one query and head at a time, over the last `window` real tokens."""
     T, H, groups = q.shape[1], q.shape[2], q.shape[2] // k.shape[2]
     o = torch.zeros(1, T, H, v.shape[3], dtype=q.dtype)
@@ -30,6 +32,8 @@ def by_hand(q: Tensor, k: Tensor, v: Tensor, window: int, real: list[bool]) -> T
         seen = [j for j in range(past + t + 1) if real[j]][-window:]
         for h in range(H):
             scores = k[0, seen, h // groups] @ q[0, t, h] * q.shape[3] ** -0.5
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
             o[0, t, h] = scores.softmax(0) @ v[0, seen, h // groups]
     return o
 
@@ -39,14 +43,22 @@ def close(a: Tensor, b: Tensor) -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(data=st.data(), T=st.integers(1, 40), P=st.integers(0, 12), window=st.integers(1, 20))
-def test_definition_is_what_it_says(data: st.DataObject, T: int, P: int, window: int) -> None:
+@given(
+    data=st.data(),
+    T=st.integers(1, 40),
+    P=st.integers(0, 12),
+    window=st.integers(1, 20),
+    softcap=st.sampled_from([None, 0.7]),
+)
+def test_definition_is_what_it_says(
+    data: st.DataObject, T: int, P: int, window: int, softcap: float | None
+) -> None:
     real = data.draw(st.lists(st.booleans(), min_size=P + T, max_size=P + T))
     q, k, v = inputs(1, T, P=P)
-    expected = by_hand(q, k, v, window, real)
+    expected = by_hand(q, k, v, window, real, softcap)
     mask = torch.tensor([real])
-    close(dense(q, k, v, window=window, mask=mask, scale=8**-0.5), expected)
-    close(window_attention(q, k, v, window=window, mask=mask), expected)
+    close(dense(q, k, v, window=window, mask=mask, scale=8**-0.5, softcap=softcap), expected)
+    close(window_attention(q, k, v, window=window, mask=mask, softcap=softcap), expected)
 
 
 @settings(deadline=None, max_examples=40)
@@ -55,12 +67,15 @@ def test_definition_is_what_it_says(data: st.DataObject, T: int, P: int, window:
     T=st.integers(1, 400),
     window=st.sampled_from([1, 2, 3, 16, 63, 64, 65, 200, 500]),
     groups=st.sampled_from([1, 2, 4]),
+    softcap=st.sampled_from([None, 0.7]),
 )
-def test_blocks_equal_the_definition(B: int, T: int, window: int, groups: int) -> None:
+def test_blocks_equal_the_definition(
+    B: int, T: int, window: int, groups: int, softcap: float | None
+) -> None:
     found = []
     for form in (dense, blocked):
         q, k, v = (x.requires_grad_() for x in inputs(B, T, groups=groups))
-        o = form(q, k, v, window=window, scale=0.3)
+        o = form(q, k, v, window=window, scale=0.3, softcap=softcap)
         (o**2).sum().backward()
         found.append((o.detach(), q.grad, k.grad, v.grad))
     for a, b in zip(*found, strict=True):
@@ -83,14 +98,16 @@ def test_long_rows_with_a_past_take_the_same_path() -> None:
     close(window_attention(q, k, v, window=64), dense(q, k, v, window=64, scale=8**-0.5))
 
 
-def test_rows_of_padding_are_zero_not_nan() -> None:
-    q, k, v = inputs(2, 100)
+@pytest.mark.parametrize("softcap", [None, 0.7])
+def test_rows_of_padding_are_zero_not_nan(softcap: float | None) -> None:
+    q, k, v = (x.requires_grad_() for x in inputs(2, 100))
     mask = torch.zeros(2, 100, dtype=torch.bool)
     mask[0, 40:60] = True
     for length in (100, 5):  # blocked and dense
         part = [x[:, :length] for x in (q, k, v)]
-        o = window_attention(*part, window=16, mask=mask[:, :length])
+        o = window_attention(*part, window=16, mask=mask[:, :length], softcap=softcap)
         assert torch.isfinite(o).all()
+        assert all(torch.isfinite(x).all() for x in torch.autograd.grad(o.sum(), (q, k, v)))
         assert not o[~mask[:, :length]].any()
 
 
