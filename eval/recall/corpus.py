@@ -2,7 +2,9 @@
 
 A third of the documents is read once, a third is announced by its questions, and a third is
 announced and read twice: a model that saw nothing but this text would not know what to make of
-JRT-Prompt otherwise. Forms are those of the prompts (Arora et al. 2024, "Just read twice").
+JRT-Prompt otherwise. Forms are those of the prompts (Arora et al. 2024, "Just read twice"). In half
+of what is announced, the facts asked for end in "!": so that a model learns to see, while it reads,
+which facts these are. No prompt of the demonstration has such marks.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ def texts(documents: int, *, seed: int, longest: int, questions: int = 4) -> Ite
             made = report(rng, words)
         count = min(len(made.facts), int(rng.integers(1, questions + 1)))
         asked = [list(made.facts)[i] for i in rng.permutation(len(made.facts))[:count]]
-        yield told(made, asked, form)
+        yield told(made, asked, form, marked=bool(rng.random() < 0.5))
 
 
 def report(rng: np.random.Generator, words: int) -> Document:
@@ -68,18 +70,31 @@ def report(rng: np.random.Generator, words: int) -> Document:
     return extraction.fda_document(rng, words=words, attributes=attributes, codes=False)
 
 
-def told(made: Document, asked: list[str], form: str) -> str:
-    """A document with its questions and their answers, in one of `FORMS`."""
+def told(made: Document, asked: list[str], form: str, *, marked: bool = False) -> str:
+    """A document with its questions and their answers, in one of `FORMS`.
+
+    `marked`: what is asked for ends in "!" wherever the document is read, if it is announced.
+    """
     is_list = made.text.startswith("Pairs:")
+    names = {key: key if is_list else _capital(key) for key in asked}
     answers = " ".join(
-        f"{key} {made.facts[key]}" if is_list else f"{_capital(key)}: {made.facts[key]}."
+        f"{names[key]} {made.facts[key]}" if is_list else f"{names[key]}: {made.facts[key]}."
         for key in asked
     )
-    body = f"{made.text} {answers}"
     if form == "once":
-        return body
-    told = f"Information about {', '.join(_capital(k) if not is_list else k for k in asked)}. "
-    return told + (f"{made.text}\n" if form == "twice" else "") + body
+        return f"{made.text} {answers}"
+    text = _marked(made, names, is_list) if marked else made.text
+    cue = f"Information about {', '.join(names.values())}. "
+    return cue + (f"{text}\n" if form == "twice" else "") + f"{text} {answers}"
+
+
+def _marked(made: Document, names: dict[str, str], is_list: bool) -> str:
+    text = made.text
+    for key, name in names.items():
+        fact = f" {name} {made.facts[key]}" if is_list else f" {name}: {made.facts[key]}"
+        after = text.index(fact) + len(fact)
+        text = f"{text[:after]}!{text[after + (not is_list) :]}"
+    return text
 
 
 def _capital(key: str) -> str:

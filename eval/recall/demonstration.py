@@ -86,7 +86,7 @@ class Size:
 
 
 FULL = Size(
-    documents=16_000,
+    documents=32_000,
     short=32,
     long=96,
     words=(8, 16, 32, 64, 96),

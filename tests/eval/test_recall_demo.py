@@ -54,6 +54,13 @@ def test_prompts_are_those_of_the_corpus(task: str) -> None:
             assert whole == corpus.told(one.document, [one.key], form)
 
 
+def test_marks_stand_behind_what_is_asked_for() -> None:
+    one = questions.ask(questions.TASKS[1], 1, words=24, seed=5)[0]
+    told = corpus.told(one.document, [one.key], "twice", marked=True)
+    assert told.count("!") == 2
+    assert told.replace("!", ".") == corpus.told(one.document, [one.key], "twice")
+
+
 def test_drills_tell_the_same_pairs_again() -> None:
     for text in corpus.drills(20, seed=0):
         words = text.removeprefix("Pairs: ").removesuffix(".").split()
@@ -64,7 +71,6 @@ def test_drills_tell_the_same_pairs_again() -> None:
         assert len(told) >= 2 * count
 
 
-@pytest.mark.slow
 def test_the_demonstration_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert recall_demo.main(["--out", str(tmp_path), "--smoke"]) == 0
     found = json.loads((tmp_path / "results.json").read_text())
