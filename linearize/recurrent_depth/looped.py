@@ -151,9 +151,10 @@ class LoopedCausalLM(SavesStub, PreTrainedModel, GenerationMixin):
         cache.trim(length)
 
     def _at(self, positions: Tensor, cache: RecurrentDepthCache | None) -> Placement:
+        device = self.get_input_embeddings().weight.device  # `self.device` walks all parameters
         if cache is None:
-            return Placement(positions.cpu(), self.device, packed=self._packs)
-        return cache.place(positions, device=self.device, packed=self._packs)
+            return Placement(positions.cpu(), device, packed=self._packs)
+        return cache.place(positions, device=device, packed=self._packs)
 
     # transformers
 
