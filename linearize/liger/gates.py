@@ -295,12 +295,15 @@ _REPLACES = "what is written depends on what the state holds, so nothing can be 
     logits="head",
     normalizer=None,
     no_prefix=_REPLACES,
-    formula="S = S + u^T b (v - u S), o = softmax(q) S, u = k / |k|, b = sigmoid(p) per head",
+    formula="S = S + u^T b (v - u S), o = (q / |q|) S, u = k / |k|, b = sigmoid(p) per head",
     source="extension; DeltaNet, arXiv 2406.06484",
 )
 def deltanet(x: Inputs) -> tuple[Tensor, ...]:
-    """Keys of length 1: softmax keys are so short that hardly anything would be replaced."""
-    return x.q.softmax(-1), F.normalize(x.k, dim=-1), x.v, x.p.sigmoid()
+    """Keys of length 1: softmax keys are so short that hardly anything would be replaced.
+
+    Signed keys want signed queries: softmax queries ended at higher losses after training.
+    """
+    return F.normalize(x.q, dim=-1), F.normalize(x.k, dim=-1), x.v, x.p.sigmoid()
 
 
 @gate(
@@ -317,4 +320,5 @@ def gated_deltanet(x: Inputs) -> tuple[Tensor, ...]:
     """Decay and write strength from two projections: from one they would move together."""
     other = x.k if x.spec.gate_source == "value" else x.v
     beta = pool(other, x.k.shape[2], 1).sigmoid()
-    return x.q.softmax(-1), F.normalize(x.k, dim=-1), x.v, beta, F.logsigmoid(x.p) / x.n
+    q, k = F.normalize(x.q, dim=-1), F.normalize(x.k, dim=-1)
+    return q, k, x.v, beta, F.logsigmoid(x.p) / x.n
