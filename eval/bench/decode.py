@@ -21,6 +21,7 @@ from linearize.liger.state import cache_bytes
 from . import counting, shapes
 from .drawing import Panel
 from .prefill import random_tokens, reader
+from .registry import count
 from .timing import compare
 
 CONTEXTS = (128, 256, 512, 1024, 2048, 4096)
@@ -36,7 +37,7 @@ PANELS = (
 def options(parser: argparse.ArgumentParser) -> None:
     """Adds them."""
     shapes.options(parser, "embedded")
-    parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS, metavar="TOKENS")
+    parser.add_argument("--contexts", type=count, nargs="+", default=CONTEXTS, metavar="TOKENS")
     parser.add_argument("--seconds", type=float, default=1.0, help="per case, at least [1]")
 
 

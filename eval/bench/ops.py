@@ -19,6 +19,7 @@ from linearize.ops import backend, gla, window_attention
 
 from . import counting
 from .drawing import Panel
+from .registry import count
 from .timing import compare
 
 REFERENCE = "causal attention"  # what the ratios are taken against
@@ -44,7 +45,7 @@ PANELS = tuple(
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Adds them."""
-    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, metavar="TOKENS")
+    parser.add_argument("--lengths", type=count, nargs="+", default=LENGTHS, metavar="TOKENS")
     parser.add_argument("--seconds", type=float, default=1.0, help="per case, at least [1]")
 
 

@@ -14,6 +14,7 @@ from linearize.liger.state import cache_bytes
 
 from . import counting, shapes
 from .drawing import Panel
+from .registry import count
 from .timing import compare
 
 CPU_LENGTHS, LENGTHS = (256, 1024, 4096), (1024, 4096, 16_384, 32_768)
@@ -28,7 +29,7 @@ PANELS = (
 def options(parser: argparse.ArgumentParser) -> None:
     """Adds them."""
     shapes.options(parser, "135m, random weights")
-    parser.add_argument("--lengths", type=int, nargs="+", metavar="TOKENS", help="of the prompts")
+    parser.add_argument("--lengths", type=count, nargs="+", metavar="TOKENS", help="of the prompts")
     parser.add_argument("--seconds", type=float, default=1.0, help="per case, at least [1]")
 
 

@@ -11,6 +11,7 @@ A bench is a row here and a module with
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 
 
@@ -35,3 +36,10 @@ BENCHES = {
     "samplers": Bench("samplers", "remedies against repetition beside greedy decoding", ""),
     "eval": Bench("scoring", "5-shot log-likelihoods with and without shared beginnings"),
 }
+
+
+def count(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
+    return int(text)

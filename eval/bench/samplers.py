@@ -31,6 +31,7 @@ from linearize import pretrained
 from linearize.decoding import remedies
 
 from . import shapes
+from .registry import count
 from .timing import wait
 
 REFERENCE = "greedy"
@@ -46,13 +47,13 @@ COLUMNS += ("alone, CPU ms", "ms to first token")
 def options(parser: argparse.ArgumentParser) -> None:
     """Adds them."""
     shapes.options(parser, "135m, random weights")
-    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, metavar="ROWS")
+    parser.add_argument("--batches", type=count, nargs="+", default=BATCHES, metavar="ROWS")
     parser.add_argument(
         "--remedies", nargs="+", choices=remedies.REMEDIES, metavar="NAME", help="[all]"
     )
     for name, default in (("context", CONTEXT), ("tokens", TOKENS)):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"[{default}]")
-    parser.add_argument("--rounds", type=int, default=3, help="medians over so many [3]")
+        parser.add_argument(f"--{name}", type=count, default=default, help=f"[{default}]")
+    parser.add_argument("--rounds", type=count, default=3, help="medians over so many [3]")
 
 
 def start(asked: argparse.Namespace, device: torch.device) -> tuple[str, Iterator[dict[str, Any]]]:

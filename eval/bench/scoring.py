@@ -18,6 +18,7 @@ from linearize.eval.harness.scoring import Row, Scorer
 
 from . import shapes
 from .drawing import Panel
+from .registry import count
 from .timing import compare
 
 EXAMPLES, EXAMPLE, QUESTION, ANSWERS, ANSWER = 5, 60, 40, 4, 2  # counts, and lengths in tokens
@@ -29,8 +30,8 @@ PANELS = (Panel("requests per second", "batch", "requests_per_second", "requests
 def options(parser: argparse.ArgumentParser) -> None:
     """Adds them."""
     shapes.options(parser, "15m on the CPU, else 135m; random weights")
-    parser.add_argument("--questions", type=int, default=QUESTIONS, help=f"[{QUESTIONS}]")
-    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, metavar="ROWS")
+    parser.add_argument("--questions", type=count, default=QUESTIONS, help=f"[{QUESTIONS}]")
+    parser.add_argument("--batches", type=count, nargs="+", default=BATCHES, metavar="ROWS")
     parser.add_argument("--seconds", type=float, default=1.0, help="per case, at least [1]")
 
 

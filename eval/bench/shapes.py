@@ -75,7 +75,8 @@ def options(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--model", dest="named", metavar="MODEL", help="the same")
     shapes = ", ".join(SHAPES)
     parser.add_argument("--shape", metavar="NAME", help=f"random weights instead: {shapes}")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16 [auto]")
+    kinds = ("auto", "float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", default="auto", choices=kinds, help="[auto]")
 
 
 def chosen(

@@ -19,6 +19,7 @@ from linearize.training.objectives import Forward, next_token
 from . import counting, shapes
 from .drawing import Panel
 from .prefill import random_tokens
+from .registry import count
 from .timing import compare
 
 LENGTHS = (1024, 8192)
@@ -34,7 +35,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     """Adds them."""
     shapes.options(parser, "15m on the CPU, else 135m; random weights")
     parser.add_argument(
-        "--lengths", type=int, nargs="+", metavar="TOKENS", help="of a row [1024 8192]"
+        "--lengths", type=count, nargs="+", metavar="TOKENS", help="of a row [1024 8192]"
     )
     parser.add_argument("--checkpointing", action="store_true", help="of gradients: less memory")
     parser.add_argument("--seconds", type=float, default=1.0, help="per case, at least [1]")

@@ -183,10 +183,12 @@ def test_remedies_are_timed_on_the_code_they_are_said_to_see(monkeypatch):
         (["decode", "/nowhere/model"], 3, "there is no model directory"),
         (["ops", "--device", "tpu9"], 2, "device='tpu9'"),
         (["opps"], 2, "invalid choice: 'opps'"),
-        (["ops", "--length", "x"], 2, "invalid int value: 'x'"),
+        (["ops", "--length", "x"], 2, "'x' is not a whole number above 0"),
         (["decode", "a", "--shape", "tiny"], 2, "give one of the two"),
         (["train", "--shape", "tinny"], 2, "did you mean 'tiny'?"),
         (["ops", "--json", "/nowhere/ops.json"], 5, "there is no directory /nowhere"),
+        (["prefill", "--lengths", "64", "0"], 2, "'0' is not a whole number above 0"),
+        (["train", "--dtype", "fp32"], 2, "invalid choice: 'fp32'"),
         (["samplers", "--remedies", "rpgg"], 2, "invalid choice: 'rpgg'"),
     ],
 )
