@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,3 +99,17 @@ def test_files_stay_under_400_lines() -> None:
     files = [file for *_, file in modules()] + sorted((ROOT / "tests").rglob("*.py"))
     long = {str(f): n for f in files if (n := len(f.read_text().splitlines())) >= 400}
     assert not long
+
+
+def test_every_folder_of_code_is_declared_with_its_data() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    inside = [f for floor in FLOORS for f in (ROOT / floor).rglob("__init__.py")]
+    folders = {str(file.parent.relative_to(ROOT)).replace("/", ".") for file in inside}
+    folders = {name if name.startswith("linearize") else f"linearize.{name}" for name in folders}
+    assert set(declared["packages"]) == folders | {"linearize.recipes"}
+    for name in declared["packages"]:
+        where = ROOT / name.replace("linearize.", "", 1).replace(".", "/")
+        where = where if where.is_dir() else ROOT / name.replace(".", "/")
+        kinds = {f"*{f.suffix}" for f in where.iterdir() if f.is_file()} - {"*.py", "*.pyc"}
+        given = {f"*{Path(g).suffix}" for g in declared["package-data"].get(name, [])}
+        assert kinds <= given | {"*"}, name
