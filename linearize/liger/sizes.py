@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from ..errors import UsageError, suggest
+from ..ops.window import MAX_BLOCK
 from . import bases, gates
 from .modeling import MODELS, liger_config
 from .spec import LigerSpec
@@ -31,6 +32,8 @@ class Shape:
     - `mlp`: width of the MLP, or of the experts that one token is sent to, together.
     - `converted`, `kept`: indices of layers that become Liger layers, or stay softmax.
     - `own_windows`: the base's own attention window per layer in keys, None = unlimited.
+    - `experts`: how many of them a token is sent to, 0 = there are none.
+    - `capped`: attention scores are bounded (Gemma 2).
     """
 
     hidden: int
@@ -42,6 +45,8 @@ class Shape:
     converted: tuple[int, ...]
     kept: tuple[int, ...]
     own_windows: tuple[int | None, ...]
+    experts: int = 0
+    capped: bool = False
 
     @classmethod
     def of(cls, config: PreTrainedConfig, spec: LigerSpec) -> Shape:
@@ -60,6 +65,8 @@ class Shape:
             converted=tuple(i for i in layers if i not in kept),
             kept=tuple(sorted(kept)),
             own_windows=tuple(base.own_window(config, i) for i in layers),
+            experts=getattr(config, "num_experts_per_tok", 0),
+            capped=bool(base.softcap and getattr(config, base.softcap)),
         )
 
     def kv_bytes(self, dtype: torch.dtype) -> int:
@@ -184,7 +191,8 @@ def training_bytes(
     - `activations`: B T (L_converted a + L_kept a') with, per token and layer,
       a = 3bF + 13E + (9.5b + 8) HD + (2.3b + 30) HkD + 2.25bGW and
       a' = 3bF + 13E + 2b(HD + HkD); b(F + 2E + 2HD) more each if everything is trained. Without
-      recurrence (`mix="window"`) a is a' + 2.25bGW; a prefix adds 9HD + 36HkD. With
+      recurrence (`mix="window"`) a is a' + 2.25bGW; a prefix adds 9HD + 36HkD; each expert
+      that a token is sent to adds 2bE; capped scores add 8H(W + min(W, 128)) to a, 8HT to a'. With
       checkpointing: one layer's a, and bE for each layer. The factors are fitted to what autograd
       saves on the CPU; kernels save less.
     - `logits`: B T V b for each of student, gradient and `teacher`, and 320 MiB at most of float32
@@ -194,6 +202,7 @@ def training_bytes(
     heads, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     trained = adapters + mix if adapters else total
     kept = 3 * b * shape.mlp + 13 * shape.hidden + 2 * b * (heads + kv)
+    kept += 2 * b * shape.experts * shape.hidden
     if not adapters:
         kept += b * (shape.mlp + 2 * shape.hidden + 2 * heads)
     converted = kept + 2.25 * b * spec.window * shape.heads / shape.kv_heads
@@ -201,6 +210,9 @@ def training_bytes(
         converted += (7.5 * b + 8) * heads + (0.3 * b + 30) * kv
     if spec.prefix != "none":
         converted += 9 * heads + 36 * kv
+    if shape.capped:  # scores before and after the softmax, which no kernel recomputes
+        converted += 8 * shape.heads * (spec.window + min(spec.window, MAX_BLOCK))
+        kept += 8 * shape.heads * seq_len
     if checkpointing:
         layers = len(shape.own_windows)
         per_token = max(kept, converted) + layers * b * shape.hidden

@@ -159,7 +159,7 @@ DAMAGES = {
     pickle: "pickle checkpoint",
     truncate: "truncated or damaged",
     encoder: "not a decoder-only language model",
-    unsupported: "supported base families: llama",
+    unsupported: "supported base families: gemma2",
     remote: "--trust-remote-code",
     no_tokenizer: "has no tokenizer",
 }

@@ -145,6 +145,10 @@ def test_the_cache_and_batches_change_nothing(case: str) -> None:
     close(torch.cat(pieces, 1)[real], full[real])
     for row in range(3):
         close(full[row, real[row]], model(ids[row, real[row]][None]).logits[0])
+    positions = torch.cat([torch.arange(9), torch.arange(length - 9)])[None]
+    packed = model(ids[2:], position_ids=positions, use_cache=False).logits
+    for part in (slice(9), slice(9, length)):
+        close(packed[:, part], model(ids[2:, part]).logits)
     how = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False}
     plain = model.generate(ids, use_cache=False, **how)
     assert torch.equal(model.generate(ids, **how), plain)
@@ -181,6 +185,19 @@ def trained(tmp_path_factory) -> dict[str, tuple[Path, torch.Tensor]]:
             assert whole(ids, labels=ids).loss < loss, case
             made[case] = folder, whole(ids).logits
     return made
+
+
+@pytest.mark.parametrize("case", ["gemma2", "gemma3_text", "gpt_neox", "mixtral", "stablelm"])
+def test_gradient_checkpointing_reaches_the_layer(case: str) -> None:
+    """Families whose layers hand keywords down in a way of their own."""
+    model, ids, found = converted(case).train(), tokens(2, T), []
+    for _ in range(2):
+        model.zero_grad()
+        model(ids, labels=ids, use_cache=False).loss.backward()
+        found.append({n: p.grad.clone() for n, p in model.named_parameters()})
+        model.activation_checkpointing_enable()
+    for name, gradient in found[0].items():
+        close(gradient, found[1][name], atol=1e-5)
 
 
 @torch.no_grad()
@@ -240,6 +257,33 @@ def test_inspect_tells_the_sizes(case: str, tmp_path: Path) -> None:
     again = plan.inspect(str(tmp_path / "changed"))
     assert again["state_bytes"] == told["state_bytes"]
     assert again["memory"] == told["memory"]
+
+
+@pytest.mark.parametrize("kept", [(), (0, 1, 2)])
+@pytest.mark.parametrize("family", ["gemma2", "mixtral"])
+def test_activations_are_what_autograd_saves(family: str, kept: tuple[int, ...]) -> None:
+    changes = {"hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 8}
+    changes |= {"num_key_value_heads": 4, "head_dim": 16, "num_hidden_layers": 3}
+    if family == "mixtral":
+        changes |= {"num_local_experts": 4, "num_experts_per_tok": 2}
+    model, spec = small(family, **changes), LigerSpec(keep_softmax=kept)
+    shape = sizes.Shape.of(model.config, spec)
+    targets = bases.lora_targets(family, recipe.LoraSettings().targets)
+    model = get_peft_model(linearize.apply(model, spec), LoraConfig(r=8, target_modules=targets))
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    saved: dict[int, torch.Tensor] = {}
+
+    def save(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        model(tokens(1, 256), use_cache=False)
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    run = {"batch_size": 1, "seq_len": 256, "dtype": torch.float32}
+    estimate = sizes.training_bytes(shape, spec, total=0, adapters=1, **run)["activations"]
+    assert estimate == pytest.approx(measured, rel=0.25), estimate / measured
 
 
 @pytest.mark.parametrize(
