@@ -109,6 +109,9 @@ class Base:
     own_names: dict[str, str] = field(default_factory=dict)
     loops: bool = False
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _row, (self.model_type,)  # models are copied, rows are not
+
     @functools.cached_property  # every layer asks for it in every step
     def modeling(self) -> Any:
         """The family's modeling module in transformers."""
@@ -245,6 +248,10 @@ _IMPOSSIBLE = {
     "recurrent_gemma": _RECURRENT,
     "rwkv": _RECURRENT,
 }
+
+
+def _row(model_type: str) -> Base:
+    return BASES[model_type]
 
 
 def supported() -> list[str]:

@@ -160,13 +160,27 @@ def converted_cache_bytes(shape: Shape, spec: LigerSpec, tokens: int, dtype: tor
 
 
 def break_even(shape: Shape, spec: LigerSpec, dtype: torch.dtype) -> int | None:
-    """Tokens from which the converted cache is no larger than the base's; None = never."""
+    """Tokens from which the full converted cache is no larger than the base's; None = never.
+
+    What is saved is linear in the tokens between the lengths at which windows of the base are full.
+    """
     if not shape.converted:
         return None
-    total = state_bytes(shape, spec, dtype)["total"]
-    tokens = math.ceil(total / (len(shape.converted) * shape.kv_bytes(dtype)))
-    now = converted_cache_bytes(shape, spec, tokens, dtype)
-    return tokens if now <= base_cache_bytes(shape, tokens, dtype) else None
+
+    def saved(tokens: int) -> int:
+        base = base_cache_bytes(shape, tokens, dtype)
+        return base - converted_cache_bytes(shape, spec, tokens, dtype)
+
+    tokens = spec.window - 1
+    full = sorted({w - 1 for w in shape.own_windows if w is not None and w > spec.window})
+    for end in (*full, math.inf):
+        lacking, gained = -saved(tokens), saved(tokens + 1) - saved(tokens)
+        if lacking <= 0:
+            return tokens
+        if gained > 0 and tokens + math.ceil(lacking / gained) <= end:
+            return tokens + math.ceil(lacking / gained)
+        tokens = end
+    return None
 
 
 def training_bytes(
