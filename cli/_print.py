@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from textwrap import wrap
 from typing import Any
 
 
@@ -56,16 +57,23 @@ def table(
 
 
 def facts(rows: dict[str, Any]) -> None:
-    """Aligned `name  value` lines; long values continue below themselves."""
-    from rich.console import Console
-    from rich.table import Table
+    """Aligned `name  value` lines.
 
-    drawn = Table.grid(padding=(0, 2))
-    drawn.add_column(style="bold", no_wrap=True)
-    drawn.add_column(overflow="fold")
+    On a terminal, long values continue below themselves. No word is ever broken, so that a
+    path can be copied; what is piped keeps one line per value.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, markup=False)
+    indent = 2 + max(map(len, rows), default=0)
+    room = console.width - indent
     for name, value in rows.items():
-        drawn.add_row(name, str(value))
-    Console(highlight=False, markup=False).print(drawn)
+        lines = [str(value)]
+        if console.is_terminal:
+            lines = wrap(lines[0], max(room, 1), break_long_words=False, break_on_hyphens=False)
+        text = ("\n" + " " * indent).join(lines)
+        console.print(Text.assemble((name.ljust(indent), "bold"), text), soft_wrap=True)
 
 
 @contextmanager
