@@ -11,7 +11,7 @@ from typing import Any
 from linearize import figures
 from linearize.errors import InputError
 
-from . import published, tasks
+from . import agreement, published, tasks
 from .page import Section, page, save, template
 from .sources import RUNS, Source, read
 
@@ -45,7 +45,7 @@ def tables(paths: Iterable[Path | str]) -> list[Table]:
     sources = read(paths)
     found = []
     try:
-        for make in (_fidelity, _scores, _kept):
+        for make in (_fidelity, _scores, _kept, _agreement):
             found += make(sources)
     except (KeyError, TypeError, AttributeError) as error:
         files = ", ".join(str(source.path) for source in sources)
@@ -166,6 +166,17 @@ def _kept(sources: Sequence[Source]) -> Iterator[Table]:
             rows,
             ["(score - chance) / (teacher's - chance); the mean where all five were evaluated."],
         )
+
+
+def _agreement(sources: Sequence[Source]) -> Iterator[Table]:
+    """A row per model and task: how often it answers as its teacher does."""
+    evaluations = [source for source in sources if source.kind == "tasks"]
+    first = tasks.teacher(evaluations, sources)
+    if first is None:
+        return
+    rows = agreement.rows(zip(tasks.names(evaluations), evaluations, strict=True), first)
+    if rows:
+        yield Table(agreement.TITLE, agreement.COLUMNS, rows, [agreement.NOTE])
 
 
 Key = tuple[str, str, int | None]

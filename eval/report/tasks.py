@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import agreement
 from .page import Figure, Section, curves, template
 from .sources import RUNS, Source
 
@@ -107,6 +108,8 @@ def section(evaluations: Sequence[Source], every: Sequence[Source]) -> Section:
             for name, source in zip(names(order), order, strict=True)
         ],
         has_teacher=first is not None,
+        agreement=agreement,
+        agreements=agreement.rows(zip(names(order), order, strict=True), first) if first else [],
     )
     return Section("Tasks", body)
 
