@@ -56,6 +56,13 @@ KeepSoftmax = Annotated[
         rich_help_panel=LAYER,
     ),
 ]
+Every = Annotated[
+    int | None,
+    typer.Option(
+        help="The last of every so many layers is left as full softmax attention too.",
+        rich_help_panel=LAYER,
+    ),
+]
 Revision = Annotated[
     str | None, typer.Option(help="Branch, tag or commit of a hub id.", rich_help_panel=MACHINE)
 ]

@@ -7,7 +7,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from textwrap import wrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_PIPED = 1000  # columns: wider than any table
 
 
 @contextmanager
@@ -44,7 +49,6 @@ def table(
 ) -> None:
     """A table; columns after the first are right-aligned, but for those in `words`."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
@@ -53,7 +57,7 @@ def table(
         drawn.add_column(column, justify=side, overflow="fold")
     for row in rows:
         drawn.add_row(*row)
-    Console(highlight=False, markup=False).print(drawn)
+    _console().print(drawn)
 
 
 def facts(rows: dict[str, Any]) -> None:
@@ -62,10 +66,9 @@ def facts(rows: dict[str, Any]) -> None:
     On a terminal, long values continue below themselves. No word is ever broken, so that a
     path can be copied; what is piped keeps one line per value.
     """
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False, markup=False)
+    console = _console()
     indent = 2 + max(map(len, rows), default=0)
     room = console.width - indent
     for name, value in rows.items():
@@ -74,6 +77,16 @@ def facts(rows: dict[str, Any]) -> None:
             lines = wrap(lines[0], max(room, 1), break_long_words=False, break_on_hyphens=False)
         text = ("\n" + " " * indent).join(lines)
         console.print(Text.assemble((name.ljust(indent), "bold"), text), soft_wrap=True)
+
+
+def _console() -> Console:
+    """As wide as the terminal; what is piped is as wide as it needs to be."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = _PIPED
+    return console
 
 
 @contextmanager

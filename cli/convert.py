@@ -135,14 +135,15 @@ def _show_plan(plan: dict[str, Any]) -> None:
 
     model, swap, trained = plan["model"], plan["swap"], plan["parameters"]
     run, memory, device = plan["training"], plan["memory_bytes"], plan["device"]
-    spec, kept = swap["spec"], swap["kept_softmax"]
+    spec, kept, chosen = swap["spec"], swap["kept_softmax"], swap["measured"]
     facts(
         {
             "model": f"{model['name']} ({model['model_type']}, {model['parameters']:,} parameters, "
             f"{model['dtype']}, licence {model['license'] or 'not stated'})",
-            "swap": f"{len(swap['layers'])} attention layers become {spec['gate']} recurrences "
-            f"beside a window of {spec['window']} keys, mix {spec['mix']}"
-            + (f"; layers {', '.join(map(str, kept))} stay softmax" if kept else ""),
+            "swap": f"{len(swap['layers']) - chosen} attention layers become {spec['gate']} "
+            f"recurrences beside a window of {spec['window']} keys, mix {spec['mix']}"
+            + (f"; layers {', '.join(map(str, kept))} stay softmax" if kept else "")
+            + (f"; the {chosen} damaged most, to be measured, stay softmax" if chosen else ""),
             "trained": f"{trained['trained']:,} parameters ({trained['trained_share']:.3%}): "
             f"{trained['adapters']:,} in adapters, {trained['mix']:,} mix weights",
             "training": f"{run['tokens']:,} tokens in {run['steps']:,} steps of "

@@ -14,6 +14,7 @@ def inspect(
     window: options.Window = None,
     mix: options.Mix = None,
     keep_softmax: options.KeepSoftmax = None,
+    every: options.Every = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
     json: options.Json = False,
@@ -25,7 +26,9 @@ def inspect(
     from linearize import plan
     from linearize.liger.spec import LigerSpec
 
-    chosen = options.given(gate=gate, window=window, mix=mix, keep_softmax=keep_softmax or None)
+    chosen = options.given(
+        gate=gate, window=window, mix=mix, keep_softmax=keep_softmax or None, every=every
+    )
     with results_only(json):
         found = plan.inspect(
             model, LigerSpec(**chosen), revision=revision, trust_remote_code=trust_remote_code

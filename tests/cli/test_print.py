@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.text import Text
 
-from cli._print import facts
+from cli._print import facts, table
 
 PATH = "/a/long-way" * 12
 
@@ -25,3 +25,10 @@ def test_facts_on_a_terminal_wrap_between_words(
     assert [len(line) <= 40 for line in lines] == [True, True, True, False]
     assert lines[1].startswith("       words")
     assert lines[3] == f"model  {PATH}"
+
+
+def test_piped_tables_have_one_line_per_row(capsys: pytest.CaptureFixture[str]) -> None:
+    table("Title", ["model", *map(str, range(12))], [["a-long-name" * 4, *["12.3 ± 4.5"] * 12]])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert len(lines) == 4
+    assert lines[3].split("  ")[0] == "a-long-name" * 4
