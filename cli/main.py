@@ -60,9 +60,13 @@ def _linearize(
 
     Use it:       decode DIR --prompt "..."
 
-    Does it loop? linearize eval MODEL --suite repetition --out DIR
+    Measure it:   linearize eval DIR --tasks local_piqa --data-dir DATA
 
-    It loops:     linearize finetune MODEL --data TEXT --out DIR
+    Does it repeat itself? linearize eval MODEL --suite repetition --out DIR
+
+    It does:      linearize finetune MODEL --data TEXT --out DIR
+
+    More thought per token: linearize loop MODEL --data TEXT --out DIR
 
     Exit codes: 0 done, 2 wrong option or recipe key, 3 input missing or
     unsupported, 4 a numerical check failed, 5 the output cannot be written,
