@@ -22,8 +22,11 @@ def run(app: typer.Typer) -> NoReturn:
       `{"error": {"message", "exit_code"}}` on stdout.
     - Ctrl-C: the same, with `interrupted` and exit code 130.
     - A reader that went away (`| head`): silence.
+    - Of several processes (`torchrun`) the first one shows results; errors name their process.
     - Anything else is a bug and keeps its traceback (exit code 1).
     """
+    if _process():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  until the end
     try:
         # Not standalone: typer would draw usage errors as a panel, which no script can read.
         # Exit codes of typer.Exit, and 130 for Ctrl-C, then come back as the result.
@@ -50,11 +53,18 @@ def run(app: typer.Typer) -> NoReturn:
 
 def _report(message: str, code: int) -> int:
     message = " ".join(message.split())  # one line, also where it quotes a parser's drawing
-    if "--json" in sys.argv[1:]:
+    if "--json" in sys.argv[1:] and not _process():
         print(json.dumps({"error": {"message": message, "exit_code": code}}))
     else:
-        print(f"error: {message}", file=sys.stderr)
+        where = f" in process {_process()}" if _process() else ""
+        print(f"error{where}: {message}", file=sys.stderr)
     return code
+
+
+def _process() -> int:
+    """The number that a launcher of several processes gave this one."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return int(os.environ.get("RANK", "0")) if several else 0
 
 
 def _abandon_stdout() -> int:

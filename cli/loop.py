@@ -113,9 +113,11 @@ def loop(
         else:
             from linearize import loop as run
             from linearize.eval.report import write
+            from linearize.training.processes import is_main
 
             done = run(built, resume=resume, overwrite=overwrite)
-            found = {"path": str(done.path), "report": str(write(done.path)), **done.summary}
+            report = str(write(done.path)) if is_main() else None
+            found = {"path": str(done.path), "report": report, **done.summary}
     if json:
         emit(found)
     elif dry_run:

@@ -4,7 +4,7 @@ Every message names the value, the limit and the remedy. Exit codes of both comm
 
 ==== =========================================================
 0    done
-1    unexpected failure (a bug: please report it)
+1    unexpected failure (a bug: please report it), or another process of the run died
 2    usage: bad option, unknown recipe key, wrong field name
 3    input missing, unreadable or unsupported
 4    a numerical check failed, or the loss became NaN
@@ -53,6 +53,10 @@ class Interrupted(LinearizeError):
     """Ctrl-C or SIGTERM: everything done so far has been saved."""
 
     exit_code = 130
+
+
+class ProcessLost(LinearizeError):
+    """Another process of the same run died; the last checkpoint is whole."""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

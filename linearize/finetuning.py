@@ -15,6 +15,7 @@ from . import card, job
 from . import plan as plans
 from .job import Job, Result
 from .recipe import FinetuneRecipe
+from .training import processes
 from .training.evaluate import evaluating
 
 # (model, tokenizer) -> what is to be compared before and after, by name.
@@ -69,6 +70,8 @@ class _Finetuning(Job):
         teacher = trained.disable_adapter if isinstance(trained, PeftModel) else None
         done = self.train(trained, self.path, teacher)
         losses["after"] = job.mean(self.losses(trained))
+        if not processes.is_main():
+            return {}
         model, passed = self.folded(trained)
         self._measured(model, measured, "after")
         passed += self.save(model)
@@ -89,6 +92,6 @@ class _Finetuning(Job):
         return "spec" in (getattr(self.config, "linearize", None) or {})
 
     def _measured(self, model: nn.Module, into: dict[str, Any], when: str) -> None:
-        if self._measure is not None:
+        if self._measure is not None and processes.is_main():
             with evaluating(model):
                 into[when] = self._measure(model, self.tokenizer)

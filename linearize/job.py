@@ -33,6 +33,7 @@ from .training import (
     objectives,
     packing,
     prefix_rows,
+    processes,
     pseudo_repetition,
 )
 from .training.loop import TrainResult, train
@@ -53,7 +54,10 @@ class Result:
 
 
 class Job(ABC):
-    """One job that writes into `path`; what a kind of job adds is `run` and `card`."""
+    """One job that writes into `path`; what a kind of job adds is `run` and `card`.
+
+    Where several processes run it, all of them train and measure; the main one alone writes.
+    """
 
     def __init__(self, recipe: AnyRecipe, plan: dict[str, Any], base: Path, path: Path) -> None:
         self.recipe, self.plan, self.base, self.path = recipe, plan, base, path
@@ -76,7 +80,7 @@ class Job(ABC):
 
     @abstractmethod
     def run(self) -> dict[str, Any]:
-        """All steps; returns what `result.json` holds."""
+        """All steps; returns what `result.json` holds, in the main process."""
 
     @abstractmethod
     def card(self, summary: dict[str, Any]) -> str:
@@ -124,12 +128,14 @@ class Job(ABC):
         )
 
     def losses(self, model: nn.Module, num_steps: int | None = None) -> Tensor:
-        """[N, T] held-out losses in nats, nan where there is no target.
+        """[N, T] held-out losses in nats, nan where there is no target; every process takes part.
 
         `num_steps`: recurrences of a looped model; None = the number in its config.
         """
         size = self.recipe.training.batch_size
-        return evaluate.token_losses(model, self.held_out, batch_size=size, num_steps=num_steps)
+        return evaluate.token_losses(
+            model, self.held_out, batch_size=size, num_steps=num_steps, shared=True
+        )
 
     def folded(self, trained: nn.Module) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
         """The model with its adapters merged, and the checks passed.
@@ -196,8 +202,15 @@ def run(
     """Run a job into `recipe.out`, which appears when everything is done.
 
     Until then the run is in `out.partial`, and stays there once it has something to resume.
+    Processes started by `torchrun` or `accelerate launch` share the work and all return the result.
     """
     base = Path(plan["model"]["path"])
+    processes.join(recipe.training.device)
+    processes.wait()  # until none is still making sure that `out` is free
+    if not processes.is_main():
+        path = processes.from_main(Path())
+        kind(recipe, plan, base, path).run()
+        return processes.from_main(Result(path, {}))
     output = OutputDirectory(
         recipe.out,
         resume=resume,
@@ -209,6 +222,7 @@ def run(
         path = directory.path
         try:
             _same_recipe(recipe, path)
+            processes.from_main(path)
             job = kind(recipe, plan, base, path)
             summary = job.run()
             write_json(path / "result.json", summary)
@@ -216,7 +230,7 @@ def run(
         finally:
             directory.keep = directory.keep or checkpoint.latest(path) is not None
         shutil.rmtree(checkpoint.directory(path), ignore_errors=True)
-        return Result(directory.commit(), summary)
+        return processes.from_main(Result(directory.commit(), summary))
 
 
 def need_out(recipe: AnyRecipe) -> None:

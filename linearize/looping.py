@@ -9,6 +9,7 @@ from . import plan as plans
 from .job import Job, Result
 from .recipe import LoopRecipe
 from .recurrent_depth.retrofit import WHOLE, retrofit
+from .training import processes
 from .training.evaluate import loss_by_recurrences
 
 
@@ -43,6 +44,8 @@ class _Looping(Job):
         losses["pruned"] = job.mean(self.losses(model, num_steps=1))
         trained, parameters = self.adapted(model, **WHOLE)
         done = self.train(trained, self.path, None, self.recipe.recurrence)
+        if not processes.is_main():
+            return {}
         model, passed = self.folded(trained)
         by_recurrences = loss_by_recurrences(
             model,

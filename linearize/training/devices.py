@@ -13,6 +13,7 @@ from torch import nn
 
 from ..errors import UsageError
 from ..recipe import TrainingSettings
+from . import processes
 
 # Accelerate's words for autocast, lowest precision first.
 _AUTOCAST = {torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -42,11 +43,14 @@ def prepared(model: nn.Module, settings: TrainingSettings) -> Iterator[Accelerat
 
 
 def _accelerator(model: nn.Module, settings: TrainingSettings) -> Accelerator:
+    processes.join(settings.device)
     # Accelerate keeps these choices for the whole process; a second run may choose otherwise.
     alone = not PartialState._shared_state or PartialState().num_processes == 1
     AcceleratorState._reset_state(reset_partial_state=alone)
     try:
         device = None if settings.device == "auto" else torch.device(settings.device)
+        if device is not None and device.index is not None and processes.count() > 1:
+            raise ValueError("several processes cannot share a device; leave out its number")
         if device is not None and device.index is not None and torch.cuda.is_available():
             torch.cuda.set_device(device)
         accelerator = Accelerator(

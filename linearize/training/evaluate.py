@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import processes
 from .packing import IGNORED, Rows
 
 _INPUTS = ("input_ids", "attention_mask", "position_ids", "prefix_lengths")
@@ -41,6 +42,7 @@ def token_losses(
     batch_size: int,
     max_tokens: int | None = None,
     num_steps: int | None = None,
+    shared: bool = False,
 ) -> Tensor:
     """Cross entropy of every target token of the first rows, in order.
 
@@ -50,6 +52,8 @@ def token_losses(
         batch_size: rows per forward pass.
         max_tokens: stop after the first row that brings the tokens read to this number.
         num_steps: recurrences of a looped model; None = the number in its config.
+        shared: every process of the run calls this, computes its share of the batches, and gets
+            the losses of all.
 
     Returns:
         `[N, T]` float32 on CPU, in nats; nan where there is no target.
@@ -59,19 +63,21 @@ def token_losses(
         count = min(count, -(-max_tokens // rows.seq_len))
     device = next(model.parameters()).device
     depth = {} if num_steps is None else {"num_steps": num_steps}
-    found = []
+    own, of = (processes.rank(), processes.count()) if shared else (0, 1)
+    found = torch.zeros(count, rows.seq_len)
     with evaluating(model):
-        for start in range(0, count, batch_size):
-            batch = rows.batch(range(start, min(start + batch_size, count)))
+        for start in range(own * batch_size, count, of * batch_size):
+            chosen = range(start, min(start + batch_size, count))
+            batch = rows.batch(chosen)
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             logits = model(**model_inputs(batch), **depth).logits
             # One row at a time: a float32 copy of all logits would double the peak.
-            for scores, targets in zip(logits, batch["targets"], strict=True):
+            for row, scores, targets in zip(chosen, logits, batch["targets"], strict=True):
                 losses = F.cross_entropy(
                     scores.float(), targets, ignore_index=IGNORED, reduction="none"
                 )
-                found.append(losses.masked_fill(targets == IGNORED, torch.nan).cpu())
-    return torch.stack(found) if found else torch.empty(0, rows.seq_len)
+                found[row] = losses.masked_fill(targets == IGNORED, torch.nan)
+    return processes.summed(found) if shared else found
 
 
 def mean_loss(

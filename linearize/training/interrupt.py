@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM ask the loop to stop after the current step; a second one stops at once."""
+"""Ctrl-C and SIGTERM ask the loop to stop after the current step; the same again stops at once.
+
+The same: a launcher of several processes answers Ctrl-C, which reached them too, with SIGTERM.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +38,10 @@ class StopRequest:
         self._restore()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        if not self._asked:
+            os.write(2, _NOTE)
         self._asked = True
-        self._restore()
-        os.write(2, _NOTE)
+        signal.signal(number, self._previous.pop(number))
 
     def _restore(self) -> None:
         while self._previous:

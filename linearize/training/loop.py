@@ -2,6 +2,8 @@
 
 - A step is a pure function of its number: rows come from `row_at`, random generators are seeded
   from it. Resuming needs weights, AdamW moments and a counter.
+- The rows of a step do not depend on how many processes share them, so a run may go on with more
+  or fewer. Each takes a stretch of them, and gradients are summed.
 - The loss of a step is the mean over all its target tokens: micro-batches of all processes are
   weighted by their share of targets, so rows cut short by documents do not weigh more.
 - One device synchronisation per step: loss and gradient norm are looked at before the weights
@@ -15,7 +17,6 @@ import random
 import time
 import zlib
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
-from ..errors import CheckError, Interrupted, OutputError, UsageError
+from ..errors import (
+    CheckError,
+    InputError,
+    Interrupted,
+    OutputError,
+    ProcessLost,
+    UsageError,
+)
 from ..recipe import RecurrenceSettings, TrainingSettings
-from . import checkpoint, objectives
+from . import checkpoint, objectives, processes
 from .checkpoint import Progress
 from .devices import prepared
 from .interrupt import StopRequest
@@ -86,28 +93,36 @@ def train(
         on_step: called with the metrics of every logged step, in the main process.
 
     Raises:
-        UsageError: unknown objective, no rows, nothing to train, or no such device.
-        InputError: the checkpoint is damaged or belongs to another run.
+        UsageError: unknown objective, no rows, nothing to train, no such device, or rows that
+            the processes cannot share evenly.
+        InputError: the checkpoint is damaged or belongs to another run, or processes of this run
+            were given different text or settings.
         CheckError: loss or gradient norm became NaN or infinite; the last checkpoint is good.
         OutputError: `run_dir` cannot be written, or holds a run and `resume` is off.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
+        ProcessLost: another process of this run died; the last checkpoint is good.
     """
     objectives.check(settings.objective, share=repeated.settings.share if repeated else 0.0)
     if objectives.needs_repeats(settings.objective) != (repeated is not None):
         raise UsageError(
             "objective 'ditto' and repeated rows belong together: give both, or neither"
         )
-    held = checkpoint.latest(run_dir)
-    if held and not resume:
-        raise OutputError(
-            f"{run_dir} already holds a run ({held.name}); continue it with --resume, "
-            "or choose an empty directory"
-        )
     with prepared(model, settings) as accelerator:
+        held = processes.from_main(checkpoint.latest(run_dir))
+        if held and not resume:
+            raise OutputError(
+                f"{run_dir} already holds a run ({held.name}); continue it with --resume, "
+                "or choose an empty directory"
+            )
         run = _Run(accelerator, model, rows, settings, run_dir, repeated, recurrence, teacher)
         if held:
             run.restore(held)
-        return run.finish(evaluate, on_step)
+        try:
+            return run.finish(evaluate, on_step)
+        except ProcessLost as lost:
+            raise ProcessLost(
+                f"{lost}; {run.kept()}; the same command with --resume continues"
+            ) from lost
 
 
 class _Run:
@@ -127,23 +142,18 @@ class _Run:
         self.accelerator, self.model, self.rows = accelerator, model, rows
         self.settings, self.run_dir, self.teacher = settings, run_dir, teacher
         self.repeated, self.recurrence = repeated, recurrence
-        self.processes = accelerator.num_processes
-        self.steps, self.step_tokens = steps_of(
-            settings, seq_len=rows.seq_len, processes=self.processes
-        )
+        self.steps, self.step_tokens = steps_of(settings, seq_len=rows.seq_len)
+        self.share = _share(settings.batch_size * settings.accumulate)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if self.steps and not len(rows):
             raise UsageError("there are no rows to train on; use more text or a smaller seq_len")
         if self.steps and not self.parameters:
             raise UsageError("no parameter requires grad, so there is nothing to train")
-        self.student = model
-        if self.steps and self.processes > 1:
-            # No step changes a buffer, so there is none to broadcast.
-            self.student = DistributedDataParallel(model, broadcast_buffers=False)
+        # They start alike where seeds and files are alike; devices of two kinds draw differently.
+        processes.from_main_(self.parameters.values())
         self.optimizer = adamw(self.parameters, settings) if self.steps else None
         # What must stay the same between a run and its continuation.
         self.identity = settings.model_dump(mode="json", exclude=_FREE) | {
-            "processes": self.processes,
             "seq_len": rows.seq_len,
             "boundaries": rows.boundaries,
             "training text (checksum)": zlib.crc32(rows.starts, zlib.crc32(rows.tokens)),
@@ -151,6 +161,11 @@ class _Run:
             **({"recurrence": recurrence.model_dump(mode="json")} if recurrence else {}),
         }
         self.progress = Progress()
+        if processes.from_main(self.identity) != self.identity:
+            raise InputError(
+                f"process {processes.rank()} was given other text or settings than process 0; "
+                "give every machine the same command and the same files"
+            )
 
     def restore(self, path: Path) -> None:
         """Go to where a checkpoint left off."""
@@ -166,8 +181,9 @@ class _Run:
         done, losses = self.progress.step, list(self.progress.losses)
         began = time.perf_counter() - self.progress.seconds
         kept = read(self.run_dir / METRICS, done) if done else []
-        evaluated = {record["step"] for record in kept if "eval_loss" in record}
-        main = accelerator.is_main_process
+        # Of the main process: all must agree on when to evaluate.
+        evaluated = processes.from_main({r["step"] for r in kept if "eval_loss" in r})
+        main = processes.is_main()
         logged, spent = done, 0.0
 
         def measure(step: int) -> None:
@@ -214,32 +230,28 @@ class _Run:
     def _step(self, step: int) -> dict[str, Any]:
         """One optimizer step; what `metrics.jsonl` says about it."""
         accelerator, settings = self.accelerator, self.settings
-        # A string, not seed + step: two seeds must not share a stream.
-        key = f"{settings.seed}/{step}/{accelerator.process_index}"
-        torch.manual_seed(random.Random(key).getrandbits(63))
         share = share_of_rate(step - 1, self.steps, settings)
         set_rate(self.optimizer, share)
 
         rows = self._rows(step)
-        batches = [self._batch(rows, step, part) for part in range(settings.accumulate)]
+        firsts = self.share[:: settings.batch_size]
+        batches = [self._batch(rows, step, first) for first in firsts]
         counts = torch.stack([objectives.terms(batch) for batch in batches])
-        everywhere = accelerator.reduce(counts.sum(), reduction="sum").clamp(min=1)
-        # Times the processes, because DDP averages their gradients.
-        weights = counts * (self.processes / everywhere)
+        weights = counts / processes.summed(counts.sum()).clamp(min=1)
         sums: dict[str, Tensor] = {}
         depth = None
         if self.recurrence is not None:
             depth = recurrences(step, self.steps, self.recurrence, seed=settings.seed)
-        for part, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
-            last = part == settings.accumulate - 1
-            with nullcontext() if last else accelerator.no_sync(self.student):
-                found = self._backward(batch, weight, depth)
+        for first, batch, weight in zip(firsts, batches, weights, strict=True):
+            self._seed("forward", step, first)
+            found = self._backward(batch, weight, depth)
             sums = {name: sums.get(name, 0) + value for name, value in found.items()}
+        self._sum_gradients()
         if accelerator.scaler is not None:
             accelerator.scaler.unscale_(self.optimizer)
         norm = clip_grad_norm_(self.parameters.values(), settings.clip)
 
-        means = accelerator.reduce(torch.stack(list(sums.values())).float(), reduction="mean")
+        means = processes.summed(torch.stack(list(sums.values())).float())
         *means, norm = torch.cat([means, norm.float()[None]]).tolist()
         values = dict(zip(sums, means, strict=True))
         self._refuse_nan(step, values["loss"], norm)
@@ -264,7 +276,6 @@ class _Run:
                 self.model,
                 batch,
                 teacher=self.teacher,
-                student=self.student,
                 repetition=self.repeated and self.repeated.settings,
                 num_steps=depth,
             )
@@ -282,13 +293,32 @@ class _Run:
         chosen = repeats(step, seed=self.settings.seed, share=self.repeated.settings.share)
         return self.repeated if chosen else self.rows
 
-    def _batch(self, rows: Rows | RepeatedRows, step: int, part: int) -> dict[str, Tensor]:
-        """Micro-batch `part` of a step for this process, on its device."""
-        size, device = self.settings.batch_size, self.accelerator.device
-        number = ((step - 1) * self.settings.accumulate + part) * self.processes
-        first = (number + self.accelerator.process_index) * size
-        order = (row_at(i, len(rows), self.settings.seed) for i in range(first, first + size))
+    def _batch(self, rows: Rows | RepeatedRows, step: int, first: int) -> dict[str, Tensor]:
+        """The micro-batch that begins with row `first` of a step, on this process's device."""
+        settings, device = self.settings, self.accelerator.device
+        self._seed("rows", step, first)  # some rows are masked at random
+        before = (step - 1) * settings.batch_size * settings.accumulate
+        places = range(before + first, before + min(first + settings.batch_size, self.share.stop))
+        order = (row_at(i, len(rows), settings.seed) for i in places)
         return {name: tensor.to(device) for name, tensor in rows.batch(order).items()}
+
+    def _seed(self, what: str, step: int, first: int) -> None:
+        """Randomness belongs to the rows, whichever process has them."""
+        # A string, not seed + step: two seeds must not share a stream.
+        key = f"{self.settings.seed}/{step}/{first}/{what}"
+        torch.manual_seed(random.Random(key).getrandbits(63))
+
+    def _sum_gradients(self) -> None:
+        """Over all processes; what no row of any of them reached keeps none, as in one process."""
+        if processes.count() == 1:
+            return
+        parameters = list(self.parameters.values())
+        reached = torch.tensor([float(p.grad is not None) for p in parameters])
+        anywhere = processes.summed(reached).tolist()
+        for parameter, by in zip(parameters, anywhere, strict=True):
+            if by and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        processes.sum_(p.grad for p in parameters if p.grad is not None)
 
     def _refuse_nan(self, step: int, loss: float, norm: float) -> None:
         scaler = self.accelerator.scaler
@@ -299,26 +329,26 @@ class _Run:
         if not math.isfinite(norm) and not searching:
             raise self._failed(f"gradient norm became {norm}", step)
 
+    def kept(self) -> str:
+        """What there is to go on from."""
+        held = checkpoint.latest(self.run_dir)
+        return f"the last good checkpoint is {held}" if held else "no checkpoint was due yet"
+
     def _failed(self, what: str, step: int) -> CheckError:
-        kept = checkpoint.latest(self.run_dir)
-        last = f"the last good checkpoint is {kept}" if kept else "no checkpoint was due yet"
         share = share_of_rate(max(step, 1) - 1, self.steps, self.settings)
         rate = share * self.settings.learning_rate
         return CheckError(
-            f"{what} in step {step} of {self.steps} at learning rate {rate:.3g}; {last}; "
+            f"{what} in step {step} of {self.steps} at learning rate {rate:.3g}; {self.kept()}; "
             "lower training.learning_rate, or train with training.dtype=float32"
         )
 
     def _any(self, flag: bool) -> bool:
         """Whether the flag is set in any process: signals reach them at different steps."""
-        if self.processes == 1:
-            return flag
-        flags = torch.tensor(float(flag), device=self.accelerator.device)
-        return self.accelerator.reduce(flags, reduction="sum").item() > 0
+        return processes.summed(torch.tensor(float(flag))).item() > 0
 
     def _save(self, step: int, seconds: float, losses: list[float]) -> None:
         scaler = self.accelerator.scaler
-        if self.accelerator.is_main_process:
+        if processes.is_main():
             checkpoint.save(
                 self.run_dir,
                 Progress(step, step * self.step_tokens, seconds, tuple(losses)),
@@ -327,4 +357,15 @@ class _Run:
                 settings=self.identity,
                 extra={} if scaler is None else {"scaler": scaler.state_dict()},
             )
-        self.accelerator.wait_for_everyone()
+        processes.wait()
+
+
+def _share(rows: int) -> range:
+    """Which of a step's rows are this process's."""
+    size, rest = divmod(rows, processes.count())
+    if rest or not size:
+        raise UsageError(
+            f"a step of {rows} rows (training.batch_size * training.accumulate) cannot be shared "
+            f"evenly by {processes.count()} processes; make it a multiple of them"
+        )
+    return range(processes.rank() * size, (processes.rank() + 1) * size)

@@ -30,7 +30,6 @@ class Forward:
         model: the student; with its `teacher()` context entered, the teacher.
         batch: tensors `[B, T]` on the model's device, as `Rows.batch` gives them.
         teacher: context manager under which `model` computes the teacher's logits.
-        student: what to call for the student's logits, if not `model` itself (a DDP wrapper).
         repetition: how a batch of repeated rows is to be penalised.
         num_steps: recurrences of a looped model; None where the model is none, or draws itself.
     """
@@ -41,7 +40,6 @@ class Forward:
         batch: Mapping[str, Tensor],
         *,
         teacher: Teacher | None = None,
-        student: nn.Module | None = None,
         repetition: RepetitionSettings | None = None,
         num_steps: tuple[int, int] | None = None,
     ) -> None:
@@ -49,7 +47,6 @@ class Forward:
         self.batch = batch
         self.repetition = repetition or RepetitionSettings()
         self._teacher = teacher
-        self._student = model if student is None else student
         self._depth = {} if num_steps is None else {"num_steps": num_steps}
 
     @property
@@ -65,7 +62,7 @@ class Forward:
     @cached_property
     def logits(self) -> Tensor:
         """The student's `[B, T, V]`, in the model's dtype, with gradient."""
-        return self._student(**model_inputs(self.batch), **self._depth).logits
+        return self.model(**model_inputs(self.batch), **self._depth).logits
 
     @cached_property
     def teacher_logits(self) -> Tensor:

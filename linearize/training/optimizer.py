@@ -19,9 +19,12 @@ _MIX = tuple(
 )
 
 
-def steps_of(settings: TrainingSettings, *, seq_len: int, processes: int = 1) -> tuple[int, int]:
-    """Optimizer steps that use up the budget (rounded up), and tokens per step."""
-    tokens = settings.batch_size * settings.accumulate * processes * seq_len
+def steps_of(settings: TrainingSettings, *, seq_len: int) -> tuple[int, int]:
+    """Optimizer steps that use up the budget (rounded up), and tokens per step.
+
+    Both are those of all processes together, so they do not depend on how many there are.
+    """
+    tokens = settings.batch_size * settings.accumulate * seq_len
     return math.ceil(settings.tokens / tokens), tokens
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from linearize.errors import LinearizeError
 from linearize.recipe import TrainingSettings
+from linearize.training.evaluate import token_losses
 from linearize.training.loop import TrainResult, train
 from linearize.training.packing import Rows
 
@@ -83,8 +86,21 @@ def children() -> multiprocessing.context.ForkServerContext:
     return context
 
 
-def one_of_two(rank: int, port: int, run_dir: Path, **changes: Any) -> None:
-    """Process `rank` of a run in two processes, as `torchrun --nproc_per_node 2` starts them."""
+def one_of_two(
+    rank: int,
+    port: int,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    stop_at: int | None = None,
+    other_text: bool = False,
+    **changes: Any,
+) -> None:
+    """Process `rank` of a run in two processes, as `torchrun --nproc_per_node 2` starts them.
+
+    What it raised is in `error-RANK.txt`. `stop_at`: the first gets a SIGTERM after this step.
+    `other_text`: the second reads fewer rows.
+    """
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -95,5 +111,36 @@ def one_of_two(rank: int, port: int, run_dir: Path, **changes: Any) -> None:
         "OMP_NUM_THREADS": "1",
     }
     torch.set_num_threads(1)
-    train(small_model(), small_rows(), settings=small_settings(**changes), run_dir=run_dir)
-    torch.distributed.destroy_process_group()
+
+    def on_step(record: dict[str, Any]) -> None:
+        if record["step"] == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        trained(run_dir, small_rows(20 if other_text and rank else 24), resume, on_step, **changes)
+        torch.distributed.destroy_process_group()
+    except LinearizeError as error:
+        text = f"{type(error).__name__}: {error}"
+        run_dir.with_name(f"error-{rank}.txt").write_text(text)
+        os._exit(error.exit_code)  # without waiting for the other
+
+
+def trained(
+    run_dir: Path,
+    rows: Rows | None = None,
+    resume: bool = False,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+    **changes: Any,
+) -> TrainResult:
+    """A run with dropout whose held-out loss all processes measure together."""
+    return train(
+        small_model(dropout=0.1),
+        rows or small_rows(),
+        settings=small_settings(**changes),
+        run_dir=run_dir,
+        resume=resume,
+        on_step=on_step,
+        evaluate=lambda model: (
+            token_losses(model, small_rows(5), batch_size=2, shared=True).double().nanmean().item()
+        ),
+    )
