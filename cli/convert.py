@@ -118,10 +118,11 @@ def convert(
 def _run(recipe: Any, *, resume: bool, overwrite: bool, report: bool) -> dict[str, Any]:
     """Convert, then write samples and report. The result with `path` and `report` added."""
     from linearize import convert as run
+    from linearize.training.processes import is_main
 
     done = run(recipe, resume=resume, overwrite=overwrite)
     found = {"path": str(done.path), "report": None, **done.summary}
-    if report:
+    if report and is_main():
         from linearize.eval import report as reports
         from linearize.eval import samples
 

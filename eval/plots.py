@@ -208,6 +208,17 @@ def curves(
         return _svg(figure, "curves")
 
 
+def damage(points: Sequence[tuple[int, float]], kept: Sequence[int]) -> str:
+    """One bar per layer: by how much the loss rises, in nats; layers in `kept` stand out."""
+    with _figure("damage") as (figure, axes):
+        colours = [_VARIABLES["teacher" if layer in kept else "student"] for layer, _ in points]
+        axes.bar(*zip(*points, strict=True), color=colours)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("layer")
+        axes.set_ylabel("damage (nats/token)")
+        return _svg(figure, "damage")
+
+
 def mix(weights: Mapping[str, Sequence[float]]) -> str:
     """Learned weight of the recurrence, one row per layer and one column per head."""
     layers = sorted(weights, key=int)

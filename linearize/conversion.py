@@ -13,14 +13,14 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from . import card, checks, job
+from . import card, checks, job, sensitivity
 from . import plan as plans
 from .job import Job, Result
 from .liger import sizes
 from .liger.modeling import apply, attention_mode, spec_of
 from .liger.spec import LigerSpec
 from .recipe import Recipe
-from .training import checkpoint, evaluate
+from .training import checkpoint, evaluate, processes
 from .training.loop import TrainResult
 
 POSITION_EDGES = (0, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -51,25 +51,40 @@ class _Conversion(Job):
 
     def run(self) -> dict[str, Any]:
         """All steps; returns what `result.json` holds."""
-        spec = self.recipe.liger.spec()
+        measured = {}
+        if self.recipe.liger.auto:
+            measured = processes.from_main(self._measured() if processes.is_main() else {})
         model = self.load()
         losses = {"teacher": self.losses(model)}
-        apply(model, spec)
+        apply(model, self.recipe.liger.spec(measured.get("kept", ())))
+        spec = spec_of(model.config)
         losses["before"] = self.losses(model)
         with attention_mode(model, "window"):
             losses["window_only"] = self.losses(model)
         trained, parameters = self._swapped(model)
         done = self.train(trained, self.path, _teacher(trained))
         losses["student"] = self.losses(trained)
-        model, passed = self.folded(trained)
-        passed.append(checks.cached(model, self.held_out, self.device))
-        passed += self.save(model)
+        passed = self._finished(trained) if processes.is_main() else []
         del model, trained
         baseline = self._baseline(spec) if self.recipe.output.baseline else None
-        return self._summary(spec, losses, baseline, done, parameters, passed)
+        if not processes.is_main():
+            return {}
+        summary = self._summary(spec, losses, baseline, done, parameters, passed)
+        return summary | ({"sensitivity": measured} if measured else {})
 
     def card(self, summary: dict[str, Any]) -> str:
         return card.model_card(summary, path=self.recipe.out)
+
+    def _measured(self) -> dict[str, Any]:
+        """For `keep_softmax: auto:k`: what each layer's conversion costs, and which are kept."""
+        found = sensitivity.read(self.path)
+        if found is None:
+            settings, size = self.recipe.liger, self.recipe.training.batch_size
+            swapped = apply(self.load(), settings.spec())
+            found = sensitivity.measure(swapped, self.held_out, batch_size=size)
+            found["kept"] = sensitivity.choose(found, settings.auto)
+            sensitivity.write(self.path, found)
+        return found
 
     def _swapped(self, model: PreTrainedModel) -> tuple[nn.Module, int]:
         """The swapped model as it is trained: adapters, and what the conversion added."""
@@ -78,13 +93,20 @@ class _Conversion(Job):
         added += ["prefix"] if spec.prefix != "none" else []
         return self.adapted(model, **({"modules_to_save": added} if added else {}))
 
+    def _finished(self, trained: nn.Module) -> list[dict[str, Any]]:
+        """Merge, check and save; the checks that passed."""
+        model, passed = self.folded(trained)
+        passed.append(checks.cached(model, self.held_out, self.device))
+        return passed + self.save(model)
+
     def _baseline(self, spec: LigerSpec) -> Tensor:
         """Held-out losses of the window alone, trained with the same recipe and budget."""
         run_dir = self.path / "baseline"
         trained, _ = self._swapped(apply(self.load(), replace(spec, mix="window", prefix="none")))
         self.train(trained, run_dir, _teacher(trained))
         losses = self.losses(trained)
-        shutil.rmtree(checkpoint.directory(run_dir), ignore_errors=True)
+        if processes.is_main():
+            shutil.rmtree(checkpoint.directory(run_dir), ignore_errors=True)
         return losses
 
     def _summary(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from . import device, pretrained
+from . import device, pretrained, sensitivity
 from .errors import InputError, UsageError
 from .job import with_adapters
 from .liger import bases, gates, modeling, sizes
@@ -65,7 +65,8 @@ def plan(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> di
 
     Keys: `model`, `swap`, `parameters`, `training`, `data`, `memory_bytes` (per device; see
     `sizes.training_bytes`), `device` and `fits`, `state_bytes`, `kv_bytes_per_token`, `notes`
-    (what may not be meant), `output`.
+    (what may not be meant), `output`. With `keep_softmax: auto:k`, `swap` says k as `measured`: so
+    many of its `layers` will stay softmax too.
 
     Raises what `convert` would raise before it loads weights: for a missing or unsupported model,
     damaged files, data that is not there, wrong names, an output directory in the way.
@@ -74,7 +75,8 @@ def plan(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> di
     if config.model_type.startswith(modeling.PREFIX):
         made_of = config.linearize.get("provenance", {}).get("base", "its base")
         raise InputError(f"{recipe.base} is converted already; start from {made_of}")
-    spec, settings = recipe.liger.spec(), recipe.training
+    settings, named = recipe.training, recipe.liger.spec().resolved(config.num_hidden_layers)
+    spec = sensitivity.stand_in(named, recipe.liger.auto, config.num_hidden_layers)
     gates.of(spec)
     _check_objectives(recipe)
     prefix_rows.check(settings.objective, spec.prefix, made=True)
@@ -102,9 +104,10 @@ def plan(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> di
     return {
         "model": _about(recipe.base, path, config),
         "swap": {
-            "layers": list(shape.converted),
-            "kept_softmax": list(shape.kept),
-            "spec": spec.to_dict(),
+            "layers": [i for i in range(config.num_hidden_layers) if i not in named.keep_softmax],
+            "kept_softmax": list(named.keep_softmax),
+            "measured": recipe.liger.auto,
+            "spec": named.to_dict(),
         },
         "parameters": {
             "base": total - mix,

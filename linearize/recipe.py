@@ -6,20 +6,38 @@ Unknown keys are errors that name the nearest known key.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from .errors import InputError, UsageError, suggest
 from .liger.spec import LigerSpec
 from .recurrent_depth.spec import LoopSpec
 
+_AUTO = "auto:"  # before the number of layers that are chosen by measuring
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+def _layers(value: Any) -> Any:
+    """Says what is wrong in one line, where pydantic would say it once per type."""
+    whole = isinstance(value, list | tuple) and all(type(i) is int for i in value)
+    if whole or (isinstance(value, str) and re.fullmatch(_AUTO + "[1-9][0-9]*", value)):
+        return value
+    raise PydanticCustomError(
+        "layers", "Give a list of layers such as [0, -1], or auto:k to measure which k to keep"
+    )
+
+
+Kept = Annotated[list[int] | str, BeforeValidator(_layers)]
 
 
 class LigerSettings(_Strict):
@@ -33,13 +51,24 @@ class LigerSettings(_Strict):
     gate_source: Literal["key", "query", "value"] = "key"
     gate_lower_bound: float = Field(0.0, ge=0, lt=1)  # of the decay per token; for hgrn2
     slots: int = Field(64, ge=1)  # of gsa
-    keep_softmax: list[int] = []
+    keep_softmax: Kept = []  # layers, or auto:k = the k that are damaged most, as measured
+    every: int | None = Field(None, ge=2)  # the last of every so many layers is kept too
     prefix: Literal["none", "jrt"] = "none"  # jrt = the prompt is also encoded as a whole
     prefix_rank: int = Field(16, ge=0)
 
-    def spec(self) -> LigerSpec:
-        """The frozen description that goes into the model's `config.json`."""
-        return LigerSpec(**self.model_dump())
+    @property
+    def auto(self) -> int:
+        """How many layers are to be chosen by measuring; 0 = they are named."""
+        kept = self.keep_softmax
+        return int(kept.removeprefix(_AUTO)) if isinstance(kept, str) else 0
+
+    def spec(self, kept: Iterable[int] = ()) -> LigerSpec:
+        """The frozen description that goes into the model's `config.json`.
+
+        - `kept`: the layers chosen where `keep_softmax` is `auto:k`; ignored where it names them.
+        """
+        values = self.model_dump()
+        return LigerSpec(**(values | {"keep_softmax": tuple(kept)} if self.auto else values))
 
 
 class DataSettings(_Strict):
@@ -72,8 +101,9 @@ class TrainingSettings(_Strict):
     """One run of the loop. `tokens` is the budget; steps follow from it."""
 
     tokens: int = Field(20_000_000, ge=0)  # training tokens seen in all, repeats counted
-    batch_size: int = Field(8, ge=1)  # rows per forward pass and process
-    accumulate: int = Field(1, ge=1)  # forward passes per optimizer step
+    batch_size: int = Field(8, ge=1)  # rows per forward pass, at most
+    # batch_size * accumulate rows make an optimizer step, however many processes share them
+    accumulate: int = Field(1, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     mix_learning_rate: float | None = Field(None, gt=0)  # for the mix weights; None = learning_rate
     schedule: Literal["cosine", "constant", "linear"] = "cosine"

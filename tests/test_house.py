@@ -18,7 +18,7 @@ ROOMS = [
     {"recipe"},
     {"training", "device", "output"},
     {"card", "checks", "conversion", "converted", "figures", "finetuning", "job"}
-    | {"looping", "plan", "pretrain", "pretrained"},
+    | {"looping", "plan", "pretrain", "pretrained", "sensitivity"},
     {"_register", "__init__"},
 ]
 SIGHT_OF_RECIPE = {"errors", "liger.spec", "recurrent_depth.spec"}

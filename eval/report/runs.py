@@ -62,6 +62,19 @@ def _conversion(source: Source) -> dict[str, Any]:
                 [(n, head, w) for n in weights for head, w in enumerate(weights[n])],
             )
         )
+    if measured := result.get("sensitivity"):
+        damage = [(row["layer"], row["damage"]) for row in measured["layers"]]
+        drawn.append(
+            figure(
+                f"{source.name}-sensitivity",
+                "Damage by layer",
+                "Held-out loss with only that layer converted, untrained, above the teacher's; "
+                f"kept as softmax: {', '.join(map(str, measured['kept']))}.",
+                lambda plots: plots.damage(damage, measured["kept"]),
+                ("layer", "damage"),
+                damage,
+            )
+        )
     return {
         "losses": figures.losses(result),
         "break_even": figures.break_even(result),

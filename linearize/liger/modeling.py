@@ -102,6 +102,7 @@ def liger_config(config: PreTrainedConfig, spec: LigerSpec) -> PreTrainedConfig:
     if reasons := base.refusals(config):
         raise InputError(f"this {base.model_type} model cannot be converted: {'; '.join(reasons)}")
     layers = config.num_hidden_layers
+    spec = spec.resolved(layers)
     kept = spec.softmax_layers(layers)
     values = config.to_dict()
     for name in ("model_type", "architectures", "auto_map"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ..errors import UsageError, suggest
@@ -33,6 +33,7 @@ class LigerSpec:
     - `gate_lower_bound`: least decay factor per token, in [0, 1); for gate `hgrn2`.
     - `slots`: M of gate `gsa`; its two states are [K, M] and [M, V].
     - `keep_softmax`: layers left as full softmax attention; negative counts from the end.
+    - `every`: the last of every so many layers is left as softmax too, e.g. 7, 15, 23, ... with 8.
     - `prefix`: how the prompt is read; one of `PREFIXES`. "jrt" needs a recurrence.
     - `prefix_rank`: rank of what the encoder's keys and values differ from the layer's own; 0 =
       nothing, only its weight and decay are learned.
@@ -49,6 +50,7 @@ class LigerSpec:
     gate_lower_bound: float = 0.0
     slots: int = 64
     keep_softmax: tuple[int, ...] = ()
+    every: int | None = None
     prefix: str = "none"
     prefix_rank: int = 16
 
@@ -81,6 +83,13 @@ class LigerSpec:
             raise UsageError(
                 f"slots={self.slots!r} must be an integer of at least 1 (64 is the default)"
             )
+        if self.every is not None and (
+            isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 2
+        ):
+            raise UsageError(
+                f"every={self.every!r} must be an integer of at least 2: every so many layers one "
+                "stays softmax; leave it out to keep none"
+            )
         if self.prefix not in PREFIXES:
             raise UsageError(
                 f"prefix={self.prefix!r} is not known{suggest(str(self.prefix), PREFIXES)}"
@@ -106,7 +115,17 @@ class LigerSpec:
                     f"keep_softmax={i} is out of range: the model has {num_layers} layers "
                     f"(0 to {num_layers - 1})"
                 )
-        return frozenset(i % num_layers for i in self.keep_softmax)
+        if self.every is not None and self.every > num_layers:
+            raise UsageError(
+                f"every={self.every} keeps no layer: the model has {num_layers} layers"
+            )
+        spread = range(self.every - 1, num_layers, self.every) if self.every else ()
+        return frozenset(i % num_layers for i in self.keep_softmax) | frozenset(spread)
+
+    def resolved(self, num_layers: int) -> LigerSpec:
+        """The same layers named one by one, as the config of a converted model stores them."""
+        kept = tuple(sorted(self.softmax_layers(num_layers)))
+        return replace(self, keep_softmax=kept, every=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `from_dict` reads it back."""

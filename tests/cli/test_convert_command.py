@@ -62,6 +62,10 @@ def test_the_plan_as_text(stories: Path, text: Path, linearize_command: Command)
     assert ended.code == 0
     for told in ("4 attention layers", "layers 0 stay softmax", "35,872 parameters", "add --out"):
         assert told in " ".join(ended.out.split())
+    chosen = ("keep_softmax=auto:1", "every=2", "--data", text, "--dry-run")
+    shown = " ".join(linearize_command("convert", stories, *chosen).out.split())
+    assert "2 attention layers" in shown
+    assert "layers 1, 3 stay softmax; the 1 damaged most, to be measured, stay softmax" in shown
 
 
 MISTAKES = {
@@ -71,6 +75,7 @@ MISTAKES = {
     "unknown recipe": (["--recipe", "ligre"], 3, "did you mean 'liger'"),
     "recipe file": (["--recipe", "no.yaml"], 3, "cannot read recipe no.yaml"),
     "prose as recipe": (["--recipe", "text.txt"], 2, "not valid YAML"),
+    "softmax layers in words": (["keep_softmax=first"], 2, "auto:k"),
     "unknown gate": (["--gate", "gal"], 2, "did you mean 'gla'"),
     "unknown mix": (["--mix", "none"], 2, "liger.mix"),
     "unknown objective": (["training.objective={distil: 1}"], 2, "did you mean 'distill'"),

@@ -33,6 +33,8 @@ def test_options_change_the_layer(stories: Path, linearize_command: Command) -> 
     assert found["spec"]["window"] == 32
     assert found["layers"]["kept_softmax"] == [0, 4]
     assert found["added_parameters"] == 0
+    found = linearize_command("inspect", stories, "--every", "2", "--json").json
+    assert found["layers"]["kept_softmax"] == [1, 3]
 
 
 def test_the_table_names_what_matters(stories: Path, linearize_command: Command) -> None:

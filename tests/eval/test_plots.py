@@ -56,3 +56,10 @@ def test_an_all_zero_mix_is_drawn():
 def test_small_weights_keep_their_digits():
     assert "0.0029" in words(plots.mix({"0": [0.0029, 0.0001]}))
     assert "0.34" in words(plots.mix({"0": [0.343, 0.0001]}))
+
+
+def test_damage_is_a_bar_per_layer_and_kept_layers_stand_out():
+    svg = plots.damage([(0, 0.1), (1, 0.4), (3, -0.01)], [1])
+    assert "damage (nats/token)" in words(svg)
+    assert svg.count("fill: var(--student)") == 2
+    assert svg.count("fill: var(--teacher)") == 1

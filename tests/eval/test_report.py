@@ -130,6 +130,16 @@ def test_layers_kept_as_softmax_are_not_called_constant(run_dir):
     assert "add their own share of the KV cache" in text
 
 
+def test_what_layers_were_chosen_by_is_drawn(run_dir):
+    result = copy.deepcopy(RESULT)
+    assert "Damage by layer" not in render(result)
+    rows = [{"layer": n, "loss": 1.3 + d, "damage": d} for n, d in enumerate((0.2, 0.7))]
+    result["sensitivity"] = {"teacher": 1.3, "layers": rows, "kept": [1]}
+    text = render(result)
+    assert "Damage by layer" in text
+    assert "kept as softmax: 1." in text
+
+
 def test_an_unusable_result_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match=r"has no result\.json"):
         report.write(tmp_path)
