@@ -7,12 +7,16 @@ Source: Beltagy et al., "Longformer" (arXiv 2004.05150), section 3.1.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UsageError
+from .chunks import ChunkGrid
 from .packed import Packed, check_cu_seqlens, document_ids
+from .sinks import Sinks
 
 MAX_BLOCK = 128  # a wider window is cut in several blocks: scores stay small (docs/speed.md)
 
@@ -27,6 +31,7 @@ def window_attention(
     cu_seqlens: Tensor | None = None,
     scale: float | None = None,
     softcap: float | None = None,
+    sinks: Sinks | None = None,
 ) -> Tensor:
     """Causal softmax attention over the last `window` real tokens, the token itself included.
 
@@ -37,29 +42,47 @@ def window_attention(
       do not count in the window.
     - `cu_seqlens`: [S + 1] boundaries of sequences packed in one row (B = 1, P = 0).
     - `scale`: of the scores; None = K ** -0.5. `softcap`: their bound, as in `attend`.
+    - `sinks`: first tokens of each sequence that are seen too, once the window has left them.
 
     Returns [B, T, H, V] in the input's dtype. Raises `UsageError` when shapes do not fit.
     """
     _check(q, k, v, window, mask, cu_seqlens)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    how = {"window": window, "scale": q.shape[-1] ** -0.5 if scale is None else scale}
+    how["softcap"] = softcap
     T, keys = q.shape[1], k.shape[1]
     if cu_seqlens is None and T * keys <= window * window:
-        return dense(q, k, v, window=window, mask=mask, scale=scale, softcap=softcap)
+        return dense(q, k, v, mask=mask, sinks=sinks, **how)
     if keys > T:  # queries for the past too: at most a window of them, and one path for all lengths
         q = F.pad(q, (0, 0, 0, 0, keys - T, 0))
     if mask is not None:
         packed = Packed.from_mask(mask)
+        if sinks is not None:
+            sinks = Sinks(sinks.k, sinks.v, packed.pack(sinks.number))
         row = (packed.pack(x) for x in (q, k, v))
-        documents = document_ids(packed.cu_seqlens, q.device)
-        o = packed.unpack(
-            blocked(*row, window=window, scale=scale, softcap=softcap, documents=documents)
-        )
+        o = packed.unpack(_documents(*row, packed.cu_seqlens, sinks, **how))
+    elif cu_seqlens is not None:
+        o = _documents(q, k, v, check_cu_seqlens(cu_seqlens, *q.shape[:2]), sinks, **how)
     else:
-        documents = None
-        if cu_seqlens is not None:
-            documents = document_ids(check_cu_seqlens(cu_seqlens, *q.shape[:2]), q.device)
-        o = blocked(q, k, v, window=window, scale=scale, softcap=softcap, documents=documents)
+        o = blocked(q, k, v, sinks=sinks, **how)
     return o[:, keys - T :]
+
+
+def _documents(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, sinks: Sinks | None, **how: Any
+) -> Tensor:
+    """Sequences packed in one row; with sinks, which differ, each fills blocks of its own."""
+    documents = document_ids(cu_seqlens, q.device)
+    if sinks is None or not documents.numel():
+        return blocked(q, k, v, documents=documents, **how)
+    size = min(how["window"], MAX_BLOCK)
+    grid = ChunkGrid(1, q.shape[1], cu_seqlens, size, q.device)
+    own = grid.split(documents[None] + 1) - 1  # [M, block], -1 behind a document's end
+    each = own[:, 0]
+    row = (grid.split(x).flatten(0, 1)[None] for x in (q, k, v))
+    number = grid.split(sinks.number).view(1, -1)
+    there = Sinks(sinks.k[each], sinks.v[each], number)
+    o = blocked(*row, documents=own.flatten(), sinks=there, **how)
+    return grid.join(o[0].unflatten(0, (-1, size)))
 
 
 def dense(
@@ -71,6 +94,7 @@ def dense(
     mask: Tensor | None = None,
     scale: float,
     softcap: float | None = None,
+    sinks: Sinks | None = None,
 ) -> Tensor:
     """The definition. Shapes as in `window_attention`; the window counts real tokens."""
     T, keys = q.shape[1], k.shape[1]
@@ -88,6 +112,12 @@ def dense(
     if mask is not None and visible is not None:
         # a masked query sees itself, so that no row is empty and nothing becomes NaN
         visible = visible | torch.eye(keys, dtype=torch.bool, device=q.device)[keys - T :]
+    if sinks is not None:
+        far = sinks.visible(sinks.number[:, keys - T :], window)[:, None]
+        near = far.new_ones(1, 1, 1, keys) if visible is None else visible
+        near = near.expand(max(len(far), near.shape[0] if near.ndim == 4 else 1), 1, T, keys)
+        visible = torch.cat([far.expand(len(near), -1, -1, -1), near], -1)
+        k, v = torch.cat([sinks.k, k], 1), torch.cat([sinks.v, v], 1)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     o = attend(q, k, v, visible, scale=scale, softcap=softcap).transpose(1, 2)
     if mask is not None:
@@ -104,11 +134,13 @@ def blocked(
     scale: float,
     softcap: float | None = None,
     documents: Tensor | None = None,
+    sinks: Sinks | None = None,
 ) -> Tensor:
     """Queries in blocks, each over its own block and the window before it.
 
     `q`, `k`, `v` [B, T, H or Hk, *] of equal length; `documents` [T] keeps tokens of one row apart
-    (B = 1). The query heads of a group are stacked as further rows over their shared keys.
+    (B = 1). `sinks` are of the B rows, or of the blocks where there are documents. The query heads
+    of a group are stacked as further rows over their shared keys.
     """
     B, T, H, K = q.shape
     Hk, V = v.shape[2:]
@@ -132,12 +164,25 @@ def blocked(
         own = F.pad(documents, (0, count * block - T), value=-1).view(count, block, 1)
         seen = F.pad(documents, (past, count * block - T), value=-1).unfold(0, span, block)
         visible = visible & (own == seen[:, None, :])
-    visible = visible.repeat(1, H // Hk, 1)[None, :, None]  # [1, n, 1, G * block, span]
-    visible = visible.expand(B, count, *visible.shape[2:]).flatten(0, 1)
+    visible = visible[None]  # [1 or B, n, block, span]
+    if sinks is not None:
+        number = F.pad(sinks.number, (0, count * block - T)).view(-1, count, block)
+        far = sinks.visible(number, window)
+        visible = torch.cat([far, visible.expand(len(far), -1, -1, -1)], -1)
+        k = torch.cat([_by_block(sinks.k, count, documents), k], 3)
+        v = torch.cat([_by_block(sinks.v, count, documents), v], 3)
+    visible = visible.repeat(1, 1, H // Hk, 1).unsqueeze(2)  # [1 or B, n, 1, G * block, *]
+    visible = visible.expand(B, *visible.shape[1:]).flatten(0, 1)
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
     o = attend(q, k, v, visible, scale=scale, softcap=softcap).unflatten(0, (B, count))
     o = o.unflatten(3, (H // Hk, block)).permute(0, 1, 4, 2, 3, 5)
     return o.reshape(B, count * block, H, V)[:, :T]
+
+
+def _by_block(x: Tensor, count: int, documents: Tensor | None) -> Tensor:
+    """Sinks [rows or blocks, n, Hk, *] -> [B, blocks, Hk, n, *]"""
+    x = x.transpose(1, 2)
+    return x[:, None].expand(-1, count, -1, -1, -1) if documents is None else x[None]
 
 
 def attend(
