@@ -126,7 +126,8 @@ class Diffusion:
         self.wave = None
         if lines:
             remember = self.settings.freeze.startswith("latent-acceleration")
-            self.wave = Wave(lines, self._fresh, remember=remember)
+            noise = self.depth.fresh if self.settings.noise else None
+            self.wave = Wave(lines, self._fresh, remember=remember, noise=noise)
 
     def _fresh(self, line: Line, count: int, newest: Tensor) -> Tensor:
         if self.settings.continuous_compute and len(newest):
@@ -175,10 +176,7 @@ class Diffusion:
             level = settings.noise * SCHEDULES[settings.noise_schedule](
                 wave.each("total").float(), self.steps
             )
-            u = torch.zeros_like(z)
-            for b, line in enumerate(wave.lines):
-                u[b, : len(line)] = depth.fresh(line.row, len(line))
-            z = mix(z, u, level.to(wave.device), settings.noise_mixing)
+            z = mix(z, wave.u, level.to(wave.device), settings.noise_mixing)
         for step in range(self.first_step, self.steps):
             z = depth.core(z, e, step)
         wave.z = z

@@ -112,6 +112,7 @@ class Wave:
       last, where `known` [B, W] says there is one.
     - `fresh`: (line, count, states it has [k, h]) -> [count, h] states of new positions.
     - `remember`: whether `z2` is wanted; else it is `z1`.
+    - `noise`: (row, count) -> [count, h] noise of new positions, which keep it in `u` [B, W, h].
     """
 
     def __init__(
@@ -120,12 +121,15 @@ class Wave:
         fresh: Callable[[Line, int, Tensor], Tensor],
         *,
         remember: bool,
+        noise: Callable[[int, int], Tensor] | None = None,
     ) -> None:
-        self.lines, self.fresh, self.remember = lines, fresh, remember
+        self.lines, self.fresh, self.remember, self.noise = lines, fresh, remember, noise
+        self.held = ["z", "z1", "e", "e_old", *(["u"] if noise else [])]
         empty = fresh(lines[0], 0, torch.empty(0))
         self.device = empty.device
         self.z = empty.new_zeros(len(lines), self.width, empty.shape[-1])
         self.z1 = self.z2 = self.e = self.e_old = self.z
+        self.u = torch.zeros_like(self.z)
         self.pack([0] * len(lines), [0] * len(lines))
 
     @property
@@ -172,20 +176,20 @@ class Wave:
         if any(dropped) or old != W:
             source = (torch.tensor(dropped)[:, None] + torch.arange(W)).clamp(max=old - 1)
             source = source.to(self.device)[..., None].expand(-1, -1, self.z.shape[2])
-            self.z, self.z1, self.e, self.e_old = (
-                x.gather(1, source) for x in (self.z, self.z1, self.e, self.e_old)
-            )
+            for name in self.held:
+                setattr(self, name, getattr(self, name).gather(1, source))
         self.known = (torch.arange(W) < torch.tensor(kept)[:, None]).to(self.device)
         for b, (line, start) in enumerate(zip(self.lines, kept, strict=True)):
             if start < len(line):
                 new = self.fresh(line, len(line) - start, self.z[b, :start])
                 self.z[b, start : len(line)] = self.z1[b, start : len(line)] = new
+                if self.noise is not None:
+                    self.u[b, start : len(line)] = self.noise(line.row, len(line) - start)
         self.z2, self.z1 = self.z1 if self.remember else self.z, self.z
 
     def keep(self, stay: list[int]) -> None:
         """Only these lines remain."""
         index = torch.tensor(stay, device=self.device)
         self.lines = [self.lines[i] for i in stay]
-        self.z, self.z1, self.e, self.e_old = (
-            x[index] for x in (self.z, self.z1, self.e, self.e_old)
-        )
+        for name in self.held:
+            setattr(self, name, getattr(self, name)[index])

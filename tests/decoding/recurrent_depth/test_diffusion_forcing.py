@@ -37,6 +37,9 @@ RECORDED = {
         "inner_recurrence": 2, "noise": 0.3, "noise_schedule": "dampened", "init_scale": 1.0,
         "noise_mixing": "sqrt",
     },
+    "r1_noise02_constant": {
+        "inner_recurrence": 1, "noise": 0.2, "noise_schedule": "constant", "init_scale": 1.0,
+    },
     "ema0_exit01": {"inner_recurrence": 2, "momentum": 0.0, "exit_threshold": 0.1},
     "ema05": {"inner_recurrence": 2, "momentum": 0.5},
     "strict_exit": {"inner_recurrence": 2, "exit_threshold": 0.002},
