@@ -203,12 +203,12 @@ def training_bytes(
     - `weights`: total * b (4 if everything is trained) + adapters * 4.
     - `optimizer`: trained * (4 gradient + 8 AdamW moments).
     - `activations`: B T (L_converted a + L_kept a') with, per token and layer,
-      a = 3bF + 13E + (9.5b + 8) HD + (2.3b + 30) HkD + 2.25bGW and
+      a = 3bF + 13E + (5.25b + 8) HD + (2.3b + 30) HkD + 2.25bGW and
       a' = 3bF + 13E + 2b(HD + HkD); b(F + 2E + 2HD) more each if everything is trained. Without
       recurrence (`mix="window"`) a is a' + 2.25bGW; a prefix adds 9HD + 36HkD; each expert
       that a token is sent to adds 2bE; capped scores add 8H(W + min(W, 128)) to a, 8HT to a'. With
       checkpointing: one layer's a, and bE for each layer. The factors are fitted to what autograd
-      saves on the CPU; kernels save less.
+      saves of 256 tokens on the CPU; longer rows, in segments there, and kernels save less.
     - `logits`: B T V b for each of student, gradient and `teacher`, and 320 MiB at most of float32
       copies of a part of them.
     """
@@ -221,7 +221,7 @@ def training_bytes(
         kept += b * (shape.mlp + 2 * shape.hidden + 2 * heads)
     converted = kept + 2.25 * b * spec.window * shape.heads / shape.kv_heads
     if spec.mix != "window":
-        converted += (7.5 * b + 8) * heads + (0.3 * b + 30) * kv
+        converted += (3.25 * b + 8) * heads + (0.3 * b + 30) * kv
     if spec.prefix != "none":
         converted += 9 * heads + 36 * kv
     if shape.capped:  # scores before and after the softmax, which no kernel recomputes

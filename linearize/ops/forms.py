@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from . import backend as backends
+from . import segments
 from .packed import Packed
 
 State = Tensor | tuple[Tensor, ...]
@@ -61,16 +62,49 @@ def run(
     if chosen == "recurrent" and cu_seqlens is None:
         o, state = forms.recurrent(*tensors, initial_state=state, mask=mask)
     elif packed is None:
-        o, state = getattr(forms, chosen)(*tensors, initial_state=state)
+        o, state = _form(forms, chosen, tensors, shapes, initial_state=state)
     else:
         row = tuple(packed.pack(x) for x in tensors)
-        form = getattr(forms, chosen)
         if chosen == "recurrent":
-            o, state = _one_by_one(form, row, state, packed.cu_seqlens)
+            o, state = _one_by_one(forms.recurrent, row, state, packed.cu_seqlens)
         else:
-            o, state = form(*row, initial_state=state, cu_seqlens=packed.cu_seqlens)
+            how = {"initial_state": state, "cu_seqlens": packed.cu_seqlens}
+            o, state = _form(forms, chosen, row, shapes, **how)
         o = packed.unpack(o)
     return o.to(out_dtype), state
+
+
+def _form(
+    forms: Forms,
+    chosen: str,
+    tensors: tuple[Tensor, ...],
+    shapes: tuple[tuple[int, ...], ...],
+    *,
+    initial_state: State | None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, State]:
+    """The chunked form on the CPU goes over long rows in segments; a kernel has its own ways."""
+    form, q = getattr(forms, chosen), tensors[0]
+    cut = chosen == "chunk" and q.device.type == "cpu"
+    parts = segments.pieces(*q.shape[:2], len(tensors), cu_seqlens) if cut else []
+    if len(parts) < 2:
+        how = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
+        return form(*tensors, initial_state=initial_state, **how)
+    sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
+    if initial_state is None:
+        initial_state = tuple(q.new_zeros(sequences, *shape) for shape in shapes)
+    several = isinstance(initial_state, tuple) and len(shapes) > 1
+    states = initial_state if isinstance(initial_state, tuple) else (initial_state,)
+
+    def step(
+        piece: segments.Piece, cut: tuple[Tensor, ...], before: segments.States
+    ) -> tuple[Tensor, segments.States]:
+        start = before if several else before[0]
+        o, after = form(*cut, initial_state=start, cu_seqlens=piece.cu_seqlens)
+        return o, after if several else (after,)
+
+    o, last = segments.run(step, parts, tensors, states)
+    return o, last if several else last[0]
 
 
 def on_states(change: Callable[[Tensor], Tensor], state: State | None) -> State | None:

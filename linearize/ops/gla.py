@@ -106,11 +106,11 @@ def chunk(
     q = grid.split_queries(q, v.shape[2])
     k, v, g = (grid.split_heads(x) for x in (k, v, g))
     before = g.cumsum(-2)  # log decay from the chunk's start to token i, i included
-    total = before[..., -1:, :]
+    if g.shape[-1] > 1 and factorable(before[..., -1:, :]):
+        o, state = _factored(grid, q, k, v, before, initial_state)
+        return grid.join_queries(o), state
     if g.shape[-1] == 1:
         inside, after = _one_decay(q, k, v, g)
-    elif factorable(total):
-        inside, after = _factored(q, k, v, before), total - before
     else:
         inside, before, after = _halving(q, k, v, g)
     added = (k * after.exp()).transpose(-1, -2) @ v  # [M, Hk, K, V]
@@ -129,16 +129,28 @@ def _one_decay(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tens
     return scores @ v.unsqueeze(2), decay[..., -1, :, None]
 
 
-def _factored(q: Tensor, k: Tensor, v: Tensor, b: Tensor) -> Tensor:
-    """Outputs inside each chunk from one product: exp(b_i - b_j) = exp(b_i - m) exp(m - b_j).
+def _factored(
+    grid: ChunkGrid, q: Tensor, k: Tensor, v: Tensor, b: Tensor, initial_state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Outputs [M, Hk, G, C, V] and the last state, each token's decay in one factor of its own.
 
-    The anchor m in the middle of the range keeps both exponents within half of it.
+    exp(b_i - b_j) = exp(b_i - m) exp(m - b_j), and the anchor m in the middle of the range keeps
+    both exponents within half of it. The same factors serve between chunks: what they lack there,
+    exp(m), scales states and not tokens. Query heads of a group are further rows of one product.
     """
-    anchor = b[..., -1:, :] / 2
-    scores = (q * (b - anchor).exp().unsqueeze(2)) @ (
-        (k * (anchor - b).exp()).transpose(-1, -2).unsqueeze(2)
-    )
-    return scores.tril() @ v.unsqueeze(2)
+    M, Hk, G, C, K = q.shape
+    total = b[..., -1:, :]
+    up = (b - total / 2).exp()
+    q = (q * up.unsqueeze(2)).reshape(M * Hk, G * C, K)
+    k = (k / up).reshape(M * Hk, C, K)
+    v = v.reshape(M * Hk, C, v.shape[-1])
+    middle = (total / 2).exp().transpose(-1, -2)  # [M, Hk, K, 1]
+    added = (k.transpose(1, 2) @ v).unflatten(0, (M, Hk)) * middle
+    starts, state = scan(grid, total.squeeze(-2).exp(), added, initial_state)
+    scores = torch.bmm(q, k.transpose(1, 2))
+    scores = scores.unflatten(1, (G, C)).tril_().flatten(1, 2)
+    read = torch.bmm(q, (starts * middle).flatten(0, 1))
+    return torch.baddbmm(read, scores, v).view(M, Hk, G, C, v.shape[-1]), state
 
 
 def _halving(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UsageError
+from . import segments
 from .chunks import ChunkGrid
 from .packed import Packed, check_cu_seqlens, document_ids
 from .sinks import Sinks
@@ -136,53 +137,103 @@ def blocked(
     documents: Tensor | None = None,
     sinks: Sinks | None = None,
 ) -> Tensor:
-    """Queries in blocks, each over its own block and the window before it.
+    """Queries in blocks, each over its own block and the window before it; on the CPU in segments.
 
     `q`, `k`, `v` [B, T, H or Hk, *] of equal length; `documents` [T] keeps tokens of one row apart
-    (B = 1). `sinks` are of the B rows, or of the blocks where there are documents. The query heads
-    of a group are stacked as further rows over their shared keys.
+    (B = 1). `sinks` are of the B rows, or of the blocks where there are documents.
+    """
+    B, T, H = q.shape[:3]
+    if not T:
+        return q.new_zeros(B, 0, H, v.shape[3])
+    block = min(window, MAX_BLOCK)
+    size = segments.tokens(B, block) if q.device.type == "cpu" else T
+    tensors = [q, k, v]
+    if sinks is not None:
+        tensors += [x if documents is None else x[None] for x in (sinks.k, sinks.v)]
+
+    def cut(at: slice) -> segments.Piece:
+        seen = slice(max(at.start - window + 1, 0), at.stop)
+        far = slice(at.start // block, -(-at.stop // block))
+        if documents is None:
+            far = slice(None)
+        return segments.Piece(at, (at, seen, seen, far, far)[: len(tensors)])
+
+    def step(piece: segments.Piece, cut: tuple[Tensor, ...], _: tuple) -> tuple[Tensor, tuple]:
+        visible = _visible(piece.tokens, block, window, documents, sinks, q.device)
+        return _blocks(*cut, visible=visible, block=block, scale=scale, softcap=softcap), ()
+
+    parts = [cut(slice(n, min(n + size, T))) for n in range(0, T, size)]
+    if len(parts) == 1:
+        return step(parts[0], tuple(tensors), ())[0]
+    return segments.run(step, parts, tuple(tensors), ())[0]
+
+
+def _visible(
+    at: slice,
+    block: int,
+    window: int,
+    documents: Tensor | None,
+    sinks: Sinks | None,
+    device: torch.device,
+) -> Tensor:
+    """[1 or B, 1 or n, block, sinks + past + block]: what each query of the n blocks sees."""
+    past, count = window - 1, -(-(at.stop - at.start) // block)
+    ends = 0, count * block - (at.stop - at.start)
+    i = torch.arange(block, device=device)[:, None]
+    j = torch.arange(past + block, device=device)
+    visible = ((j >= i) & (j <= i + past))[None]  # key j is token j - past of the block
+    if at.start < past:
+        start = at.start + torch.arange(count, device=device)[:, None, None] * block
+        visible = visible & (start + j >= past)  # before the row's start
+    if documents is not None:
+        first = max(at.start - past, 0)
+        own = F.pad(documents[at], ends, value=-1).view(count, block, 1)
+        seen = F.pad(documents[first : at.stop], (past - at.start + first, ends[1]), value=-1)
+        visible = visible & (own == seen.unfold(0, past + block, block)[:, None, :])
+    visible = visible[None]
+    if sinks is not None:
+        far = sinks.visible(F.pad(sinks.number[:, at], ends).view(-1, count, block), window)
+        visible = torch.cat([far, visible.expand(len(far), count, -1, -1)], -1)
+    return visible
+
+
+def _blocks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *sinks: Tensor,
+    visible: Tensor,
+    block: int,
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """q [B, T, H, K] over k and v that may begin earlier, as far as the first block sees.
+
+    `sinks`: keys and values, [B, n, Hk, *] or [1, blocks, n, Hk, *]. The query heads of a group
+    are stacked as further rows over their shared keys.
     """
     B, T, H, K = q.shape
-    Hk, V = v.shape[2:]
-    if not T:
-        return q.new_zeros(B, 0, H, V)
-    block = min(window, MAX_BLOCK)
-    count = -(-T // block)
-    past = window - 1
-    span = past + block
-    q = F.pad(q, (0, 0, 0, 0, 0, count * block - T))
-    k, v = (F.pad(x, (0, 0, 0, 0, past, count * block - T)) for x in (k, v))
+    Hk, G, count = k.shape[2], H // k.shape[2], -(-T // block)
+    missing, far = count * block - T, sinks[0].shape[-3] if sinks else 0
+    span = visible.shape[-1] - far
+    front = span - block - (k.shape[1] - T)
+    if missing:
+        q = F.pad(q, (0, 0, 0, 0, 0, missing))
+    if missing or front:
+        k, v = (F.pad(x, (0, 0, 0, 0, front, missing)) for x in (k, v))
     # [B, n, Hk, G * block, K] against [B, n, Hk, span, K]
-    q = q.reshape(B, count, block, Hk, H // Hk, K).permute(0, 1, 3, 4, 2, 5).flatten(3, 4)
+    q = q.reshape(B, count, block, Hk, G, K).permute(0, 1, 3, 4, 2, 5).flatten(3, 4)
     k, v = (x.unfold(1, span, block).transpose(-1, -2) for x in (k, v))
-    i = torch.arange(block, device=q.device)[:, None]
-    j = torch.arange(span, device=q.device)
-    visible = (j >= i) & (j <= i + past)  # key j of the span is token j - past of the block
-    start = torch.arange(count, device=q.device)[:, None, None] * block
-    visible = visible & (start + j >= past)  # before the row's start
-    if documents is not None:
-        own = F.pad(documents, (0, count * block - T), value=-1).view(count, block, 1)
-        seen = F.pad(documents, (past, count * block - T), value=-1).unfold(0, span, block)
-        visible = visible & (own == seen[:, None, :])
-    visible = visible[None]  # [1 or B, n, block, span]
-    if sinks is not None:
-        number = F.pad(sinks.number, (0, count * block - T)).view(-1, count, block)
-        far = sinks.visible(number, window)
-        visible = torch.cat([far, visible.expand(len(far), -1, -1, -1)], -1)
-        k = torch.cat([_by_block(sinks.k, count, documents), k], 3)
-        v = torch.cat([_by_block(sinks.v, count, documents), v], 3)
-    visible = visible.repeat(1, 1, H // Hk, 1).unsqueeze(2)  # [1 or B, n, 1, G * block, *]
-    visible = visible.expand(B, *visible.shape[1:]).flatten(0, 1)
+    if sinks:
+        there = [x if x.ndim == 5 else x[:, None].expand(-1, count, -1, -1, -1) for x in sinks]
+        k, v = (torch.cat([s.transpose(2, 3), x], 3) for s, x in zip(there, (k, v), strict=True))
+    visible = visible.repeat(1, 1, G, 1)
+    if visible.shape[:2] != (1, 1):
+        visible = visible.expand(B, count, -1, -1).flatten(0, 1)[:, None]
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
     o = attend(q, k, v, visible, scale=scale, softcap=softcap).unflatten(0, (B, count))
-    o = o.unflatten(3, (H // Hk, block)).permute(0, 1, 4, 2, 3, 5)
-    return o.reshape(B, count * block, H, V)[:, :T]
-
-
-def _by_block(x: Tensor, count: int, documents: Tensor | None) -> Tensor:
-    """Sinks [rows or blocks, n, Hk, *] -> [B, blocks, Hk, n, *]"""
-    x = x.transpose(1, 2)
-    return x[:, None].expand(-1, count, -1, -1, -1) if documents is None else x[None]
+    o = o.unflatten(3, (G, block)).permute(0, 1, 4, 2, 3, 5)
+    return o.reshape(B, count * block, H, v.shape[-1])[:, :T]
 
 
 def attend(
