@@ -3,6 +3,7 @@
 The work is that of a multiple-choice task with random tokens: five examples, a question, four
 answers of two tokens. The harness draws examples anew for every question, so that only its four
 answers share them ("own"); tasks with fixed examples share them among all questions ("same").
+With `--tasks` the requests of real tasks are taken instead.
 """
 
 from __future__ import annotations
@@ -10,36 +11,68 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from linearize import pretrained
+from linearize.errors import UsageError
 from linearize.eval.harness.scoring import Row, Scorer
 
-from . import shapes
+from . import shapes, task_scoring
 from .drawing import Panel
 from .registry import count
 from .timing import compare
 
 EXAMPLES, EXAMPLE, QUESTION, ANSWERS, ANSWER = 5, 60, 40, 4, 2  # counts, and lengths in tokens
 QUESTIONS, BATCHES = 8, (8,)
-COLUMNS = ("examples", "rows at once", "model", "reuse", "requests/s", "of without reuse")
+COLUMNS = ("questions", "rows at once", "model", "reuse", "requests/s", "of without reuse")
 PANELS = (Panel("requests per second", "batch", "requests_per_second", "requests/s"),)
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Adds them."""
     shapes.options(parser, "15m on the CPU, else 135m; random weights")
-    parser.add_argument("--questions", type=count, default=QUESTIONS, help=f"[{QUESTIONS}]")
+    parser.add_argument(
+        "--questions", type=count, default=QUESTIONS, help=f"of each kind or task [{QUESTIONS}]"
+    )
     parser.add_argument("--batches", type=count, nargs="+", default=BATCHES, metavar="ROWS")
     parser.add_argument("--seconds", type=float, default=1.0, help="per case, at least [1]")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="real ones, with five examples")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="of local tasks")
+    parser.add_argument("--tokenizer", metavar="DIR", help="for --tasks with random weights")
 
 
 def start(asked: argparse.Namespace, device: torch.device) -> tuple[str, Iterator[dict[str, Any]]]:
     """What is measured, in words, and its records."""
-    model, _, name = shapes.chosen(asked, device, "15m" if device.type == "cpu" else "135m")
+    model, words, name = shapes.chosen(asked, device, "15m" if device.type == "cpu" else "135m")
+    if asked.tasks:
+        return f"scoring 5-shot tasks with {name}", _tasks(asked, model, words)
     records = run(model, questions=asked.questions, batches=asked.batches, seconds=asked.seconds)
     return f"scoring 5-shot questions with {name}", records
+
+
+def _tasks(asked: argparse.Namespace, base: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
+    if asked.tokenizer:
+        tokenizer = pretrained.tokenizer(pretrained.locate(asked.tokenizer))
+    if tokenizer is None:
+        raise UsageError("random weights have no tokenizer; give --tokenizer DIR, or a model")
+    if len(tokenizer) > base.config.vocab_size:
+        raise UsageError(
+            f"the tokenizer has {len(tokenizer):,} tokens and the model only "
+            f"{base.config.vocab_size:,}; give one that fits"
+        )
+    tasks = task_scoring.requests_of(
+        asked.tasks, data_dir=asked.data_dir, tokenizer=tokenizer, questions=asked.questions
+    )
+    return task_scoring.run(
+        {"base": base, "converted": shapes.converted(base)},
+        tasks,
+        tokenizer=tokenizer,
+        batches=asked.batches,
+        seconds=asked.seconds,
+    )
 
 
 def run(

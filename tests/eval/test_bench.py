@@ -123,6 +123,26 @@ def test_every_bench_runs_at_any_shape_and_writes_its_numbers(tmp_path):
         assert all(value < 1e-4 for value in record["difference"].values()), "the same scores"
 
 
+def test_eval_bench_scores_real_tasks(shared, data, tmp_path, capsys):
+    model, file = shared / "data" / "models" / "stories260K", tmp_path / "eval.json"
+    asked = ["--tasks", "local_arc_easy", "local_piqa", "--data-dir", str(data), "--seconds", "0"]
+    asked += ["--questions", "2", "--json", str(file)]
+    assert bench.main(["eval", str(model), *asked]) == 0
+    *tasks, pooled = json.loads(file.read_text())["records"]
+    assert [(r["examples"], r["requests"]) for r in tasks] == [
+        ("local_arc_easy", 8),
+        ("local_piqa", 4),
+    ]
+    assert pooled["requests"] == 12
+    assert all(value < 1e-4 for value in pooled["difference"].values()), "the same scores"
+    for way, seconds in pooled["seconds"].items():
+        assert seconds == pytest.approx(sum(r["seconds"][way] for r in tasks))
+    assert bench.main(["eval", "--shape", "tiny", *asked]) == 2
+    assert "no tokenizer; give --tokenizer" in capsys.readouterr().err
+    assert bench.main(["eval", str(model), *asked, "--tasks", "local_mqar"]) == 2
+    assert "asks for generate_until, not only" in capsys.readouterr().err
+
+
 def test_pictures_show_what_was_measured(tmp_path):
     records = [{"length": n, "seconds": {"base": n / 10, "converted": 1.0}} for n in (20, 10)]
     panels = [
