@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import typer
 
+from linearize import allocator
 from linearize.errors import Interrupted, LinearizeError
 
 
@@ -27,6 +28,7 @@ def run(app: typer.Typer) -> NoReturn:
     """
     if _process():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  until the end
+    allocator.reuse()
     try:
         # Not standalone: typer would draw usage errors as a panel, which no script can read.
         # Exit codes of typer.Exit, and 130 for Ctrl-C, then come back as the result.

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {"linearize": 0, "decoding": 1, "eval": 2, "cli": 3}
 # Inside linearize/: a room may import itself and what stands before it.
 ROOMS = [
-    {"errors", "ops", "stub", "_version"},
+    {"allocator", "errors", "ops", "stub", "_version"},
     {"liger", "recurrent_depth"},
     {"recipe"},
     {"training", "device", "output"},

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from linearize import allocator
 from linearize.errors import LinearizeError, OutputError, UsageError
 
 from .registry import BENCHES, EVERY
@@ -36,6 +37,7 @@ def run(arguments: list[str], *, prog: str) -> None:
     """What `main` does; raises `LinearizeError`s, and SystemExit after `--help`."""
     # torch reads it when it is imported: that memory is counted from here on needs no warning
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    allocator.reuse()
     first = _Parser(prog=prog, description="Speed and memory, measured on this machine.")
     names = first.add_subparsers(dest="bench", required=True, metavar="NAME")
     for name, bench in BENCHES.items():
