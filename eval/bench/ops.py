@@ -1,7 +1,9 @@
 """The ops against their definitions and against full softmax attention.
 
-One sequence, 8 query heads on 4 key/value heads, random input in float32 on the CPU and bfloat16
+One sequence, 9 query heads on 3 key/value heads, random input in float32 on the CPU and bfloat16
 on an accelerator. `causal attention` is torch's `scaled_dot_product_attention` on the same shapes.
+`layer` is what stands in its place in a converted model, from projections to mixed outputs: feature
+maps, gates, recurrence, window and their mix.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linearize.figures import bytes_text
+from linearize.liger import gates
+from linearize.liger.spec import LigerSpec
 from linearize.ops import backend, gla, window_attention
 
 from . import counting
@@ -23,7 +27,7 @@ from .registry import count
 from .timing import compare
 
 REFERENCE = "causal attention"  # what the ratios are taken against
-HEADS, KV_HEADS, WINDOW = 8, 4, 64
+HEADS, KV_HEADS, WINDOW = 9, 3, 64
 Way = Callable[[], Tensor]
 LENGTHS, WIDTHS = (512, 2048, 8192), (32, 64)
 # The definition keeps one state per token for the backward pass: gigabytes beyond this.
@@ -38,7 +42,7 @@ PANELS = tuple(
         "seconds",
         {"op": op, "backward": backward, "width": 64},
     )
-    for op in ("gla", "window_attention")
+    for op in ("gla", "window_attention", "layer")
     for backward, what in ((False, "forward"), (True, "forward and backward"))
 )
 
@@ -46,12 +50,17 @@ PANELS = tuple(
 def options(parser: argparse.ArgumentParser) -> None:
     """Adds them."""
     parser.add_argument("--lengths", type=count, nargs="+", default=LENGTHS, metavar="TOKENS")
+    parser.add_argument("--widths", type=count, nargs="+", default=WIDTHS, metavar="K")
+    parser.add_argument("--ops", nargs="+", default=tuple(WAYS), choices=WAYS)
+    parser.add_argument("--forward", action="store_true", help="without the backward pass")
     parser.add_argument("--seconds", type=float, default=1.0, help="per case, at least [1]")
 
 
 def start(asked: argparse.Namespace, device: torch.device) -> tuple[str, Iterator[dict[str, Any]]]:
     """What is measured, in words, and its records."""
-    return "ops", run(device, lengths=asked.lengths, seconds=asked.seconds)
+    how = {"lengths": asked.lengths, "widths": asked.widths, "ops": asked.ops}
+    passes = (False,) if asked.forward else (False, True)
+    return "ops", run(device, **how, passes=passes, seconds=asked.seconds)
 
 
 def run(
@@ -59,16 +68,18 @@ def run(
     *,
     lengths: Sequence[int] = LENGTHS,
     widths: Sequence[int] = WIDTHS,
+    ops: Sequence[str] = ("gla", "window_attention", "layer"),
+    passes: Sequence[bool] = (False, True),
     seconds: float = 1.0,
 ) -> Iterator[dict[str, Any]]:
     """One record per case: `op`, `length`, `width`, `backward`, and by way `seconds`, `operations`,
     `peak_bytes` and `bytes` (inputs and outputs once, the least that has to be moved)."""
     for width in widths:
         for length in lengths:
-            for op, ways in (("gla", _gla_ways), ("window_attention", _window_ways)):
-                for backward in (False, True):
+            for op in ops:
+                for backward in passes:
                     inputs = _inputs(device, length, width, backward)
-                    chosen = ways(*inputs)
+                    chosen = WAYS[op](*inputs)
                     if backward and length > LONGEST_RECURRENT_BACKWARD:
                         chosen.pop("recurrent", None)
                     timed = {n: _pass(way, inputs, backward) for n, way in chosen.items()}
@@ -77,6 +88,7 @@ def run(
                         "length": length,
                         "width": width,
                         "backward": backward,
+                        "input_bytes": sum(x.nbytes for x in inputs[:3]),
                         "operations": {n: counting.operations(w) for n, w in timed.items()},
                         "peak_bytes": {n: counting.peak_bytes(w, device) for n, w in timed.items()},
                         "bytes": dict.fromkeys(timed, _least_bytes(inputs, backward)),
@@ -104,6 +116,23 @@ def _window_ways(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> dict[str, Way]:
         "window_attention": lambda: window_attention(q, k, v, window=WINDOW),
         "dense window mask": lambda: _sdpa(q, k, v, attn_mask=band),
     }
+
+
+def _layer_ways(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> dict[str, Way]:
+    spec = LigerSpec(window=WINDOW)
+    gate, mix = gates.of(spec), spec.mix_weight
+
+    def layer() -> Tensor:
+        recurrence, _ = gate.op(*gate.inputs(q, k, v, spec))
+        return torch.lerp(window_attention(q, k, v, window=WINDOW).float(), recurrence, mix)
+
+    return {
+        REFERENCE: lambda: _sdpa(q, k, v, is_causal=True),
+        "recurrence + window + mix": layer,
+    }
+
+
+WAYS = {"gla": _gla_ways, "window_attention": _window_ways, "layer": _layer_ways}
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
