@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from . import card, checks, job, sensitivity
 from . import plan as plans
 from .job import Job, Result
-from .liger import sizes
+from .liger import mixes, sizes
 from .liger.modeling import apply, attention_mode, spec_of
 from .liger.spec import LigerSpec
 from .recipe import Recipe
@@ -89,7 +89,7 @@ class _Conversion(Job):
     def _swapped(self, model: PreTrainedModel) -> tuple[nn.Module, int]:
         """The swapped model as it is trained: adapters, and what the conversion added."""
         spec = spec_of(model.config)
-        added = ["mix"] if spec.mix == "learned" else []
+        added = ["mix"] if mixes.of(spec).per_head else []
         added += ["prefix"] if spec.prefix != "none" else []
         return self.adapted(model, **({"modules_to_save": added} if added else {}))
 
@@ -124,10 +124,12 @@ class _Conversion(Job):
         dtype = getattr(torch, self.plan["saved_dtype"])
         edges = [e for e in POSITION_EDGES if e < self.recipe.data.seq_len]
         edges.append(self.recipe.data.seq_len)
+        compared = {name: losses[name] for name in ("teacher", "window_only", "student")}
+        if baseline is not None:
+            compared["window_only_trained"] = baseline
         by_position = {
             name: _finite(evaluate.loss_by_position(values, edges, rows=self.held_out))
-            for name, values in losses.items()
-            if name in ("teacher", "student", "window_only")
+            for name, values in compared.items()
         }
         ratio = torch.tensor(means["student"] - means["teacher"]).exp().item()
         return {
@@ -139,7 +141,7 @@ class _Conversion(Job):
             "total_parameters": self.plan["parameters"]["base"] + self.plan["parameters"]["mix"],
             "state_bytes": sizes.state_bytes(shape, spec, dtype),
             "kv_bytes_per_token": sizes.kv_bytes_per_token(shape, dtype),
-            "mix": checks.mix_weights(self.path) if spec.mix == "learned" else {},
+            "mix": checks.mix_weights(self.path) if mixes.of(spec).per_head else {},
             "checks": passed,
         }
 

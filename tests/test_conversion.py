@@ -95,6 +95,8 @@ def test_baseline_and_rank_zero(settings: Recipe, tmp_path: Path) -> None:
     )
     found = linearize.convert(run).summary
     assert found["losses"]["window_only_trained"] < found["losses"]["window_only"]
+    trained = found["loss_by_position"]["window_only_trained"]
+    assert len(trained) == len(found["loss_by_position"]["teacher"])
     full = run.model_copy(
         update={"out": str(tmp_path / "b"), "lora": settings.lora.model_copy(update={"rank": 0})}
     )

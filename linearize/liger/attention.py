@@ -17,29 +17,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from .. import ops
 from ..errors import UsageError
 from ..ops.window import attend
-from . import gates, state
+from . import gates, mixes, state
 from .bases import Base
 from .layout import Layout
 from .prefix import PrefixEncoder
+from .seen import Seen, look
 from .spec import LigerSpec
 
 ATTENTION = "linearize"  # name under which softmax attention and masks are registered
-
-
-class HeadMix(nn.Module):
-    """Learned mix: o = (1 - w) window + w recurrence, one w per query head, 0 at the start.
-
-    At 0 the layer is the window alone, the part of the teacher's function that needs no state.
-    `weight`: [H] float32.
-    """
-
-    def __init__(self, heads: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(heads, dtype=torch.float32))
-
-    def forward(self, recurrence: Tensor, window: Tensor) -> Tensor:
-        """[B, T, H, V] each -> [B, T, H, V]"""
-        return window + self.weight[:, None] * (recurrence - window)
 
 
 class LigerAttention(nn.Module):
@@ -56,8 +41,8 @@ class LigerAttention(nn.Module):
         # the base has learned nothing about keys that it never saw
         self.window = min(spec.window, self.own_window or spec.window)
         self.softcap = getattr(self.config, base.softcap) if base.softcap else None
-        if spec.mix == "learned":
-            self.mix = HeadMix(self.config.num_attention_heads)
+        mix = mixes.of(spec)
+        self.mix = mix.module and mix.module(self.config.num_attention_heads, spec)
         if spec.prefix == "jrt":
             heads = base.heads(self.config)
             self.prefix = PrefixEncoder(
@@ -94,21 +79,23 @@ class LigerAttention(nn.Module):
                 **kwargs,
             )
         q, k, v = self.base.project(self, hidden_states)
-        window = self._window(q, k, v, position_embeddings, past_key_values, layout)
-        if self.spec.mix == "window" or layout.mode == "window":
-            o = window
-        else:
+        rotated, keys = self.base.rotate(self, q, k, position_embeddings)
+        seen = look(
+            keys,
+            v,
+            layout,
+            past_key_values,
+            layer=self.layer_idx,
+            sinks=self.spec.sinks,
+            first_state=len(self.gate.states),
+        )
+        o = self._window(rotated, seen, layout)
+        if self.mix is not None and layout.mode != "window":
             encoder = None if layout.prefix is None else self._encoder(hidden_states, q, k, v)
             recurrence = self._recurrence(q, k, v, encoder, past_key_values, layout)
-            o = self._mix(recurrence, window.float())
+            o = self.mix(recurrence, o.float())
         output = getattr(self, self.base.output)
         return output(o.flatten(2).to(hidden_states.dtype)), None
-
-    def _mix(self, recurrence: Tensor, window: Tensor) -> Tensor:
-        if self.spec.mix == "learned":
-            return self.mix(recurrence, window)
-        w = self.spec.mix_weight
-        return w * recurrence + (1 - w) * window
 
     def _encoder(
         self, hidden_states: Tensor, q: Tensor, k: Tensor, v: Tensor
@@ -132,11 +119,11 @@ class LigerAttention(nn.Module):
         """[B, T, H, V] float32, and the cache's state moved on by T tokens."""
         inputs = self.gate.inputs(q, k, v, self.spec)
         if layout.cu_seqlens is not None:
-            row = (x.flatten(0, 1).unsqueeze(0) for x in inputs)
-            o, _ = self.gate.op(*row, cu_seqlens=layout.cu_seqlens)
+            o, _ = self.gate.op(*map(layout.row, inputs), cu_seqlens=layout.cu_seqlens)
             return o.view(*q.shape[:-1], -1)
         mask = None if layout.mask is None else layout.mask[:, layout.past :]
-        before = None if cache is None else state.read_state(cache, self.layer_idx)
+        count = len(self.gate.states)
+        before = None if cache is None else state.read_state(cache, self.layer_idx, count)
         if encoder is None:
             o, after = self.gate.op(*inputs, initial_state=before, mask=mask)
         else:
@@ -145,27 +132,20 @@ class LigerAttention(nn.Module):
             state.write_state(cache, self.layer_idx, after)
         return o
 
-    def _window(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        cache: Cache | None,
-        layout: Layout,
-    ) -> Tensor:
-        """[B, T, H, V] in the model's dtype, and the cache's window moved on by T tokens."""
-        q, k = self.base.rotate(self, q, k, rotary)
-        attended = functools.partial(
-            ops.window_attention, window=self.window, scale=self.scaling, softcap=self.softcap
+    def _window(self, q: Tensor, seen: Seen, layout: Layout) -> Tensor:
+        """[B, T, H, V] in the model's dtype, from rotated q."""
+        o = ops.window_attention(
+            layout.row(q),
+            seen.k,
+            seen.v,
+            window=self.window,
+            mask=seen.mask,
+            cu_seqlens=layout.cu_seqlens,
+            scale=self.scaling,
+            softcap=self.softcap,
+            sinks=seen.sinks,
         )
-        if layout.cu_seqlens is not None:
-            row = (x.flatten(0, 1).unsqueeze(0) for x in (q, k, v))
-            return attended(*row, cu_seqlens=layout.cu_seqlens).view(*q.shape[:-1], -1)
-        mask = layout.mask
-        if cache is not None:
-            k, v, mask = state.extend_window(cache, self.layer_idx, k, v, mask)
-        return attended(q, k, v, mask=mask)
+        return o.view(*q.shape[:-1], -1)
 
 
 @functools.cache

@@ -35,6 +35,10 @@ class Layout:
     prefix: Tensor | None = None
     _masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
 
+    def row(self, x: Tensor) -> Tensor:
+        """[B, T, ...], or [1, B T, ...] where rows hold several documents."""
+        return x if self.cu_seqlens is None else x.flatten(0, 1).unsqueeze(0)
+
     def softmax_mask(
         self, T: int, keys: int, window: int | None, device: torch.device
     ) -> Tensor | None:

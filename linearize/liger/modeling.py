@@ -28,9 +28,10 @@ from ..errors import InputError, UsageError
 from ..ops.prefix import prefix_tokens
 from ..stub import SavesStub
 from . import bases, gates
-from .attention import ATTENTION, HeadMix, LigerAttention, liger_class
+from .attention import ATTENTION, LigerAttention, liger_class
 from .bases import PREFIX
 from .layout import Layout, carry_layout, document_starts
+from .mixes import Mixing
 from .prefix import PrefixEncoder
 from .rotary import keep_own_rotary
 from .spec import LigerSpec
@@ -49,9 +50,7 @@ class LigerMixin(SavesStub):
         _swap(self)
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, HeadMix):
-            nn.init.zeros_(module.weight)
-        elif isinstance(module, PrefixEncoder):
+        if isinstance(module, Mixing | PrefixEncoder):
             module.reset()
         else:
             super()._init_weights(module)
@@ -111,8 +110,9 @@ def liger_config(config: PreTrainedConfig, spec: LigerSpec) -> PreTrainedConfig:
         "full_attention" if i in kept else "hybrid_sliding" for i in range(layers)
     ]
     values["sliding_window"] = spec.window
-    if len(gate.states) > 1:
-        values["number_of_conv_states"] = len(gate.states)  # read by transformers' caches
+    states = len(gate.states) + (2 if spec.sinks else 0)
+    if states > 1:
+        values["number_of_conv_states"] = states  # read by transformers' caches
     values |= base.config_changes
     own_types = getattr(config, "layer_types", None)
     if base.rotary_by_layer_type:  # the stock constructor asks for one per type it finds

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from ..errors import UsageError, suggest
 from ..ops.window import MAX_BLOCK
-from . import bases, gates
+from . import bases, gates, mixes
 from .modeling import MODELS, liger_config
 from .spec import LigerSpec
 
@@ -99,8 +99,8 @@ def mix_parameters(model: nn.Module) -> int:
 
 
 def added_parameters(shape: Shape, spec: LigerSpec) -> int:
-    """Per converted layer H for `mix="learned"`; 2 R (E + Hk D) + 2 Hk for `prefix="jrt"`."""
-    each = shape.heads if spec.mix == "learned" else 0
+    """Per converted layer H for a learned mix; 2 R (E + Hk D) + 2 Hk for `prefix="jrt"`."""
+    each = shape.heads * mixes.of(spec).per_head
     if spec.prefix != "none":
         width = shape.kv_heads * shape.head_dim
         each += 2 * spec.prefix_rank * (shape.hidden + width) + 2 * shape.kv_heads
@@ -129,14 +129,19 @@ def state_bytes(shape: Shape, spec: LigerSpec, dtype: torch.dtype) -> dict[str, 
 
     `recurrent` = 4 L Hk times what the gate's states hold, K V for most (none for `mix="window"`),
     `window` = L 2 Hk (W - 1) D b: the cache keeps the W - 1 keys and values
-    before the current token. `total` is their sum.
+    before the current token; `sinks` = L 2 Hk n D b. `total` is their sum.
     """
     layers = len(shape.converted)
     D = shape.head_dim
-    held = 0 if spec.mix == "window" else gates.find(spec.gate).state_size(D, D, spec.slots)
-    recurrent = layers * shape.kv_heads * held * _STATE
-    window = layers * (spec.window - 1) * shape.kv_bytes(dtype)
-    return {"recurrent": recurrent, "window": window, "total": recurrent + window}
+    held = 0
+    if mixes.of(spec).module is not None:
+        held = gates.find(spec.gate).state_size(D, D, spec.slots)
+    sizes = {
+        "recurrent": layers * shape.kv_heads * held * _STATE,
+        "window": layers * (spec.window - 1) * shape.kv_bytes(dtype),
+        "sinks": layers * spec.sinks * shape.kv_bytes(dtype),
+    }
+    return {**sizes, "total": sum(sizes.values())}
 
 
 def kv_bytes_per_token(shape: Shape, dtype: torch.dtype) -> int:
@@ -156,7 +161,12 @@ def converted_cache_bytes(shape: Shape, spec: LigerSpec, tokens: int, dtype: tor
     """
     state = state_bytes(shape, spec, dtype)
     filled = len(shape.converted) * min(tokens, spec.window - 1) * shape.kv_bytes(dtype)
-    return state["recurrent"] + filled + len(shape.kept) * tokens * shape.kv_bytes(dtype)
+    return (
+        state["recurrent"]
+        + state["sinks"]
+        + filled
+        + len(shape.kept) * tokens * shape.kv_bytes(dtype)
+    )
 
 
 def break_even(shape: Shape, spec: LigerSpec, dtype: torch.dtype) -> int | None:
@@ -219,8 +229,8 @@ def training_bytes(
     kept += 2 * b * shape.experts * shape.hidden
     if not adapters:
         kept += b * (shape.mlp + 2 * shape.hidden + 2 * heads)
-    converted = kept + 2.25 * b * spec.window * shape.heads / shape.kv_heads
-    if spec.mix != "window":
+    converted = kept + 2.25 * b * (spec.window + spec.sinks) * shape.heads / shape.kv_heads
+    if mixes.of(spec).module is not None:
         converted += (3.25 * b + 8) * heads + (0.3 * b + 30) * kv
     if spec.prefix != "none":
         converted += 9 * heads + 36 * kv

@@ -26,6 +26,7 @@ class LigerSpec:
 
     - `gate`: gate family of the recurrence; see `linearize.liger.gates`.
     - `window`: keys the softmax window sees, the current token included; at least 2.
+    - `sinks`: first tokens of each sequence that stay visible beside the window.
     - `mix`: how recurrence and window are combined; one of `MIXES`.
     - `mix_weight`: weight of the recurrence for `mix="fixed"`, in [0, 1]. Liger uses 0.5.
     - `gate_normalizer`: divides the log gate; None = the family's default (16 for `gla`).
@@ -43,6 +44,7 @@ class LigerSpec:
 
     gate: str = "gla"
     window: int = 64
+    sinks: int = 0
     mix: str = "learned"
     mix_weight: float = 0.5
     gate_normalizer: float | None = None
@@ -62,6 +64,10 @@ class LigerSpec:
             raise UsageError(
                 f"window={self.window!r}: the window counts the token itself and one "
                 "or more before it; give an integer of at least 2 (64 is the default)"
+            )
+        if isinstance(self.sinks, bool) or not isinstance(self.sinks, int) or self.sinks < 0:
+            raise UsageError(
+                f"sinks={self.sinks!r} must be an integer of at least 0 (4 is usual; 0 = none)"
             )
         if not 0.0 <= self.mix_weight <= 1.0:
             raise UsageError(f"mix_weight={self.mix_weight!r} is outside [0, 1]; Liger uses 0.5")

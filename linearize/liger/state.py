@@ -1,7 +1,8 @@
 """The recurrent state and the window inside transformers' own cache (`hybrid_sliding` entries).
 
-The window holds the last `window - 1` *real* tokens of each row, right-aligned; what is missing is
-on the left and is told from the padding mask.
+The window holds the last *real* tokens of each row, right-aligned; what is missing is on the left
+and is told from the padding mask. Keys and values of sinks are kept as further recurrent states,
+behind those of the gate, so that whatever transformers does to a cache happens to them too.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from ..ops.sinks import first_tokens
+
 State = Tensor | tuple[Tensor, ...]
 
 
-def read_state(cache: Cache, layer: int) -> State | None:
+def read_state(cache: Cache, layer: int, count: int = 1) -> State | None:
     """[B, Hk, K, V] float32, a tuple where the gate has several, or None before the first token.
+
+    - `count`: states that the gate has.
 
     `Cache.get_recurrent_state` cannot be used: it answers None until a convolution state has been
     written, and these layers have no convolution.
@@ -25,8 +30,8 @@ def read_state(cache: Cache, layer: int) -> State | None:
     entry = cache.layers[layer]
     if not entry.is_recurrent_states_initialized[0]:
         return None
-    states = tuple(entry.recurrent_states.values())
-    return states if len(states) > 1 else states[0]
+    states = tuple(entry.recurrent_states[i] for i in range(count))
+    return states if count > 1 else states[0]
 
 
 def write_state(cache: Cache, layer: int, state: State) -> None:
@@ -43,7 +48,7 @@ def extend_window(
 
     - `mask`: [B, past + T] bool of all tokens so far, or None when all are real.
 
-    Returns keys and values [B, P + T, Hk, D] with P at most window - 1, and their mask
+    Returns keys and values [B, P + T, Hk, D], P at most the entry's window - 1, and their mask
     [B, P + T], None when all are real.
     """
     entry = cache.layers[layer]
@@ -82,6 +87,32 @@ def _keep_real(
     else:
         entry.keys, entry.values = kept
     return keys, values
+
+
+def keep_sinks(
+    cache: Cache, layer: int, k: Tensor, v: Tensor, *, n: int, first: int, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Keys and values [B, n, Hk, D] of the first n real tokens, those in k and v [B, T, Hk, D] too.
+
+    To be called before `extend_window`.
+
+    - `first`: index of the two states; `mask`: [B, past + T] as there.
+    """
+    entry = cache.layers[layer]
+    before, states = entry.get_seq_length(), entry.recurrent_states
+    if mask is None and before >= n:
+        return states[first], states[first + 1]
+    real = None if mask is None else mask[:, before:]
+    seen = before if mask is None else mask[:, :before].sum(1)[:, None]
+    place = (torch.arange(n, device=k.device) - seen).view(-1, n, 1, 1)  # among the new tokens
+    for i, x in enumerate((k, v), start=first):
+        x = first_tokens(x, n, mask=real)
+        if entry.is_recurrent_states_initialized[i]:
+            new = x.take_along_dim(place.clamp(min=0), 1)
+            x = new.where(place >= 0, states[i])
+        entry.update_recurrent_state(x, state_idx=i)
+        entry.has_previous_state[i] = True
+    return states[first], states[first + 1]
 
 
 def cache_bytes(cache: Cache) -> int:

@@ -21,8 +21,9 @@ from transformers import (
 from transformers import initialization as init
 
 from ..errors import UsageError
-from ..liger.attention import HeadMix, LigerAttention
+from ..liger.attention import LigerAttention
 from ..liger.bases import Base
+from ..liger.mixes import Mixing
 from ..liger.modeling import swap_attention
 from .cache import CachedPlacement, RecurrentDepthCache
 from .families import FAMILIES, PREFIX
@@ -154,8 +155,8 @@ class RetrofittedCausalLM(LoopedCausalLM):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, Adapter):
             module.reset_parameters()
-        elif isinstance(module, HeadMix):
-            nn.init.zeros_(module.weight)
+        elif isinstance(module, Mixing):
+            module.reset()
         else:
             super()._init_weights(module)
 

@@ -15,6 +15,8 @@ SPECS = {
     "fixed": {"mix": "fixed"},
     "learned, one layer kept": {"mix": "learned", "keep_softmax": (-1,)},
     "window": {"mix": "window"},
+    "sinks, gate with two states": {"sinks": 3, "gate": "gsa", "slots": 5},
+    "sinks and the window alone": {"sinks": 5, "mix": "window"},
 }
 
 

@@ -86,7 +86,14 @@ def test_the_published_training_memory() -> None:
 
 
 @pytest.mark.parametrize("length", [10, 40])
-@pytest.mark.parametrize("spec", [LigerSpec(window=16), LigerSpec(window=16, keep_softmax=(0, -1))])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        LigerSpec(window=16),
+        LigerSpec(window=16, keep_softmax=(0, -1)),
+        LigerSpec(window=16, sinks=4),
+    ],
+)
 def test_cache_bytes_are_those_of_the_cache(spec: LigerSpec, length: int) -> None:
     config = small()
     shape = sizes.Shape.of(config, spec)
