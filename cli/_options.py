@@ -44,7 +44,8 @@ Mix = Annotated[
     str | None,
     typer.Option(
         help="How recurrence and window are combined: learned (one weight per head, starting at "
-        "the window alone), fixed (half and half, as published) or window (no recurrence, the "
+        "the window alone), delayed (the same over what has left the window), joint (that under "
+        "one normaliser), fixed (half and half, as published) or window (no recurrence, the "
         "baseline). Default: learned.",
         rich_help_panel=LAYER,
     ),

@@ -46,7 +46,7 @@ class LigerSettings(_Strict):
     gate: str = "gla"
     window: int = Field(64, ge=2)
     sinks: int = Field(0, ge=0)  # first tokens that stay visible beside the window
-    mix: Literal["fixed", "learned", "window"] = "learned"
+    mix: Literal["fixed", "learned", "delayed", "joint", "window"] = "learned"
     mix_weight: float = Field(0.5, ge=0, le=1)
     gate_normalizer: float | None = Field(None, gt=0)
     gate_source: Literal["key", "query", "value"] = "key"

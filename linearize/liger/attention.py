@@ -22,7 +22,7 @@ from .bases import Base
 from .layout import Layout
 from .prefix import PrefixEncoder
 from .seen import Seen, look
-from .spec import LigerSpec
+from .spec import DELAYED, LigerSpec
 
 ATTENTION = "linearize"  # name under which softmax attention and masks are registered
 
@@ -41,10 +41,10 @@ class LigerAttention(nn.Module):
         # the base has learned nothing about keys that it never saw
         self.window = min(spec.window, self.own_window or spec.window)
         self.softcap = getattr(self.config, base.softcap) if base.softcap else None
-        mix = mixes.of(spec)
-        self.mix = mix.module and mix.module(self.config.num_attention_heads, spec)
+        heads, mix = base.heads(self.config), mixes.of(spec)
+        self.delayed, self.mass = spec.mix in DELAYED, mix.mass
+        self.mix = mix.module and mix.module(heads.query, heads.size, spec)
         if spec.prefix == "jrt":
-            heads = base.heads(self.config)
             self.prefix = PrefixEncoder(
                 self.config.hidden_size, heads.key_value, heads.size, spec.prefix_rank
             )
@@ -88,12 +88,14 @@ class LigerAttention(nn.Module):
             layer=self.layer_idx,
             sinks=self.spec.sinks,
             first_state=len(self.gate.states),
+            raw=k if self.delayed else None,
         )
         o = self._window(rotated, seen, layout)
         if self.mix is not None and layout.mode != "window":
             encoder = None if layout.prefix is None else self._encoder(hidden_states, q, k, v)
-            recurrence = self._recurrence(q, k, v, encoder, past_key_values, layout)
-            o = self.mix(recurrence, o.float())
+            inputs = self._inputs(*map(layout.row, (q, k, v)), seen)
+            recurrence = self._recurrence(inputs, encoder, past_key_values, layout)
+            o = self.mix(recurrence.view(*q.shape[:-1], -1), o.float(), q)
         output = getattr(self, self.base.output)
         return output(o.flatten(2).to(hidden_states.dtype)), None
 
@@ -107,20 +109,30 @@ class LigerAttention(nn.Module):
         _, k, v, g = self.gate.inputs(q, k, v, self.spec)
         return k, v * weight[:, None], g * share[:, None]
 
+    def _inputs(self, q: Tensor, k: Tensor, v: Tensor, seen: Seen) -> tuple[Tensor, ...]:
+        """What the gate's op is called with, from projections before rotary embedding.
+
+        A delayed recurrence reads what it would have read a window earlier: every token writes the
+        one that has just left its window. Arguments that are all 0 write nothing.
+        """
+        if not self.delayed:
+            return self.gate.inputs(q, k, v, self.spec)
+        k, v, there = seen.left(q.shape[1], self.window, self.spec.sinks)
+        q, k, v, *rest = self.gate.inputs(q, k, v, self.spec)
+        if self.mass:
+            v = torch.nn.functional.pad(v, (0, 1), value=1.0)
+        return q, *(x.where(there[:, :, None, None], x.new_zeros(())) for x in (k, v, *rest))
+
     def _recurrence(
         self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        inputs: tuple[Tensor, ...],
         encoder: tuple[Tensor, Tensor, Tensor] | None,
         cache: Cache | None,
         layout: Layout,
     ) -> Tensor:
         """[B, T, H, V] float32, and the cache's state moved on by T tokens."""
-        inputs = self.gate.inputs(q, k, v, self.spec)
         if layout.cu_seqlens is not None:
-            o, _ = self.gate.op(*map(layout.row, inputs), cu_seqlens=layout.cu_seqlens)
-            return o.view(*q.shape[:-1], -1)
+            return self.gate.op(*inputs, cu_seqlens=layout.cu_seqlens)[0]
         mask = None if layout.mask is None else layout.mask[:, layout.past :]
         count = len(self.gate.states)
         before = None if cache is None else state.read_state(cache, self.layer_idx, count)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import UsageError, suggest
-from .spec import LigerSpec
+from .spec import DELAYED, LigerSpec
 
 ENTRY_POINTS = "linearize.gates"  # group under which installed packages name modules with families
 LOGITS = {"channel": "one per channel", "slot": "one per slot", "head": "one per head"}
@@ -59,6 +59,7 @@ class Gate:
     formula: str
     source: str
     no_prefix: str | None
+    signed: bool
 
     def inputs(self, q: Tensor, k: Tensor, v: Tensor, spec: LigerSpec) -> tuple[Tensor, ...]:
         """Arguments of `op` from projections of any dtype, shapes as in `Inputs`."""
@@ -92,16 +93,20 @@ def gate(
     normalizer: float | None = 1.0,
     states: Iterable[str] = ("KV",),
     no_prefix: str | None = None,
+    signed: bool = False,
 ) -> Callable[[Prepare], Prepare]:
     """Register a gate family under `name`.
 
     - `formula`, `source`: one line each, for `linearize gates`.
-    - `op`: called with what the function returns, and with `initial_state`, `mask` and
-      `cu_seqlens`; gives outputs [B, T, H, V] and the state, or a tuple of states.
+    - `op`: called with what the function returns (query, key, value, the rest), and with
+      `initial_state`, `mask` and `cu_seqlens`; gives outputs [B, T, H, V] and the state, or a tuple
+      of states. Where all but the query is 0 it must leave the state alone.
     - `logits`: one of `LOGITS`, the shape of `Inputs.p`; None = the gate does not look at the text.
     - `normalizer`: default of `LigerSpec.gate_normalizer`; None = there is no log decay to divide.
     - `states`: axes of each state [S, Hk, ...] in letters: K key, V value, M slots.
     - `no_prefix`: why the family cannot work with `prefix="jrt"`. Needed unless `op` is `ops.gla`.
+    - `signed`: what a query reads can be negative for positive values, so that it is no weight and
+      `mix="joint"` has no normaliser.
 
     Raises `UsageError` if the name is taken by another function.
     """
@@ -115,7 +120,7 @@ def gate(
                 "the encoder's bank is a term of the gated sum, which this family does not compute"
             )
         GATES[name] = Gate(
-            name, prepare, op, logits, normalizer, tuple(states), formula, source, why
+            name, prepare, op, logits, normalizer, tuple(states), formula, source, why, signed
         )
         return prepare
 
@@ -155,6 +160,16 @@ def of(spec: LigerSpec) -> Gate:
         raise UsageError(
             f"gate_source={spec.gate_source!r}: the decay of gate '{spec.gate}' is fixed; leave "
             "it out"
+        )
+    if spec.mix in DELAYED and spec.gate_source == "query":
+        raise UsageError(
+            f"gate_source='query' cannot work with mix={spec.mix!r}: the query of a token that "
+            "leaves the window is not kept; use key or value"
+        )
+    if spec.mix == "joint" and family.signed:
+        raise UsageError(
+            f"gate '{spec.gate}' cannot work with mix='joint': its products of queries and keys "
+            "can be negative, so their sum is no normaliser; use mix='delayed'"
         )
     if spec.gate_lower_bound and spec.gate != "hgrn2":
         raise UsageError(
@@ -286,6 +301,18 @@ def retnet(x: Inputs) -> tuple[Tensor, ...]:
     return x.q.softmax(-1), x.k.softmax(-1), x.v, g[:, None].expand(*x.k.shape[:3], 1)
 
 
+@gate(
+    "linear",
+    logits=None,
+    normalizer=None,
+    formula="as gla with g = 0: nothing is forgotten",
+    source="extension; linear attention, arXiv 2006.16236",
+)
+def linear(x: Inputs) -> tuple[Tensor, ...]:
+    """Without a normaliser of its own outputs grow with the text: it is meant for `mix="joint"`."""
+    return x.q.softmax(-1), x.k.softmax(-1), x.v, x.v.new_zeros(()).expand(*x.k.shape[:3], 1)
+
+
 _REPLACES = "what is written depends on what the state holds, so nothing can be added to it later"
 
 
@@ -295,6 +322,7 @@ _REPLACES = "what is written depends on what the state holds, so nothing can be 
     logits="head",
     normalizer=None,
     no_prefix=_REPLACES,
+    signed=True,
     formula="S = S + u^T b (v - u S), o = (q / |q|) S, u = k / |k|, b = sigmoid(p) per head",
     source="extension; DeltaNet, arXiv 2406.06484",
 )
@@ -312,6 +340,7 @@ def deltanet(x: Inputs) -> tuple[Tensor, ...]:
     logits="head",
     normalizer=16.0,
     no_prefix=_REPLACES,
+    signed=True,
     formula="as deltanet on exp(g) S, g = log sigmoid(p) / n; b = sigmoid(v pooled), "
     "of k where p is from v",
     source="extension; Gated DeltaNet, arXiv 2412.06464",

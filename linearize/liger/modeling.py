@@ -34,7 +34,7 @@ from .layout import Layout, carry_layout, document_starts
 from .mixes import Mixing
 from .prefix import PrefixEncoder
 from .rotary import keep_own_rotary
-from .spec import LigerSpec
+from .spec import DELAYED, LigerSpec
 
 Prefixes = int | Sequence[int] | Tensor  # per row [B], or one for all, in real tokens
 
@@ -109,7 +109,8 @@ def liger_config(config: PreTrainedConfig, spec: LigerSpec) -> PreTrainedConfig:
     values["layer_types"] = [
         "full_attention" if i in kept else "hybrid_sliding" for i in range(layers)
     ]
-    values["sliding_window"] = spec.window
+    # a cache holds one token less: a delayed recurrence needs the one that leaves the window too
+    values["sliding_window"] = spec.window + (spec.mix in DELAYED)
     states = len(gate.states) + (2 if spec.sinks else 0)
     if states > 1:
         values["number_of_conv_states"] = states  # read by transformers' caches
@@ -132,7 +133,7 @@ def liger_config(config: PreTrainedConfig, spec: LigerSpec) -> PreTrainedConfig:
 def apply(model: PreTrainedModel, spec: LigerSpec | None = None) -> PreTrainedModel:
     """Swap the attention of a loaded transformers model, in place and without training.
 
-    Adds no parameters with `mix="fixed"`; with `mix="learned"` one weight per head, at 0.
+    Adds no parameters with `mix="fixed"`; else what the mix trains, such as one weight per head.
     Returns the same object, now of the converted class, which saves and loads as such.
     Raises `InputError` for an unsupported model, `UsageError` for a spec that does not fit it.
     """

@@ -18,7 +18,7 @@ from ..errors import UsageError, suggest
 from ..ops.window import MAX_BLOCK
 from . import bases, gates, mixes
 from .modeling import MODELS, liger_config
-from .spec import LigerSpec
+from .spec import DELAYED, LigerSpec
 
 LENGTHS = tuple(1024 * 2**i for i in range(8))  # tokens: 1k to 128k
 _STATE = 4  # bytes: the recurrent state is float32 whatever the model's dtype
@@ -99,8 +99,10 @@ def mix_parameters(model: nn.Module) -> int:
 
 
 def added_parameters(shape: Shape, spec: LigerSpec) -> int:
-    """Per converted layer H for a learned mix; 2 R (E + Hk D) + 2 Hk for `prefix="jrt"`."""
-    each = shape.heads * mixes.of(spec).per_head
+    """Per converted layer what the mix trains: H if learned or delayed, H (1 + D) if joint; and
+    2 R (E + Hk D) + 2 Hk for `prefix="jrt"`."""
+    mix = mixes.of(spec)
+    each = shape.heads * (mix.per_head + mix.per_channel * shape.head_dim)
     if spec.prefix != "none":
         width = shape.kv_heads * shape.head_dim
         each += 2 * spec.prefix_rank * (shape.hidden + width) + 2 * shape.kv_heads
@@ -127,18 +129,19 @@ def lora_parameters(model: nn.Module, *, rank: int, targets: Iterable[str]) -> i
 def state_bytes(shape: Shape, spec: LigerSpec, dtype: torch.dtype) -> dict[str, int]:
     """Bytes that converted layers hold per sequence, at any length of at least W - 1 tokens.
 
-    `recurrent` = 4 L Hk times what the gate's states hold, K V for most (none for `mix="window"`),
-    `window` = L 2 Hk (W - 1) D b: the cache keeps the W - 1 keys and values
-    before the current token; `sinks` = L 2 Hk n D b. `total` is their sum.
+    `recurrent` = 4 L Hk times what the gate's states hold, K V for most (none for `mix="window"`;
+    with V + 1 for V for `mix="joint"`), `window` = L 2 Hk (W - 1) D b: the cache keeps the W - 1
+    keys and values before the current token, or L 3 Hk W D b where the recurrence is delayed;
+    `sinks` = L 2 Hk n D b. `total` is their sum.
     """
     layers = len(shape.converted)
-    D = shape.head_dim
+    D, mix = shape.head_dim, mixes.of(spec)
     held = 0
-    if mixes.of(spec).module is not None:
-        held = gates.find(spec.gate).state_size(D, D, spec.slots)
+    if mix.module is not None:
+        held = gates.find(spec.gate).state_size(D, D + mix.mass, spec.slots)
     sizes = {
         "recurrent": layers * shape.kv_heads * held * _STATE,
-        "window": layers * (spec.window - 1) * shape.kv_bytes(dtype),
+        "window": layers * _window_bytes(shape, spec, spec.window, dtype),
         "sinks": layers * spec.sinks * shape.kv_bytes(dtype),
     }
     return {**sizes, "total": sum(sizes.values())}
@@ -160,7 +163,7 @@ def converted_cache_bytes(shape: Shape, spec: LigerSpec, tokens: int, dtype: tor
     Kept layers grow without limit there, whatever window the base had.
     """
     state = state_bytes(shape, spec, dtype)
-    filled = len(shape.converted) * min(tokens, spec.window - 1) * shape.kv_bytes(dtype)
+    filled = len(shape.converted) * _window_bytes(shape, spec, tokens, dtype)
     return (
         state["recurrent"]
         + state["sinks"]
@@ -181,7 +184,7 @@ def break_even(shape: Shape, spec: LigerSpec, dtype: torch.dtype) -> int | None:
         base = base_cache_bytes(shape, tokens, dtype)
         return base - converted_cache_bytes(shape, spec, tokens, dtype)
 
-    tokens = spec.window - 1
+    tokens = spec.window - 1 + (spec.mix in DELAYED)
     full = sorted({w - 1 for w in shape.own_windows if w is not None and w > spec.window})
     for end in (*full, math.inf):
         lacking, gained = -saved(tokens), saved(tokens + 1) - saved(tokens)
@@ -260,6 +263,14 @@ def _mlp_width(config: PreTrainedConfig) -> int:
         return dense
     sparse = chosen * getattr(config, "moe_intermediate_size", dense)
     return max(sparse, dense) if getattr(config, "mlp_only_layers", None) else sparse
+
+
+def _window_bytes(shape: Shape, spec: LigerSpec, tokens: int, dtype: torch.dtype) -> int:
+    """What a converted layer's cache holds of the last tokens, of `tokens` so far."""
+    each = shape.kv_bytes(dtype)
+    if spec.mix in DELAYED:
+        return min(tokens, spec.window) * (each + each // 2)
+    return min(tokens, spec.window - 1) * each
 
 
 def _kv_bytes(shape: Shape, layers: Iterable[int], tokens: int, dtype: torch.dtype) -> int:

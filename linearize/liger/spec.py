@@ -10,8 +10,11 @@ from ..errors import UsageError, suggest
 MIXES = {
     "fixed": "constant: mix_weight on the recurrence, the rest on the window (Liger, eq. 8)",
     "learned": "one trained weight per head on the recurrence, starting at 0 (the window alone)",
+    "delayed": "as learned, but the recurrence covers only what has left the window",
+    "joint": "delayed, and window and recurrence share one normaliser: nothing counts twice",
     "window": "the window alone, no recurrence: the baseline every result is compared with",
 }
+DELAYED = ("delayed", "joint")  # the recurrence covers what has left the window and is no sink
 
 GATE_SOURCES = ("key", "query", "value")
 PREFIXES = {
@@ -104,6 +107,11 @@ class LigerSpec:
             raise UsageError(
                 f"prefix={self.prefix!r} encodes the prompt into the recurrence's state, and "
                 "mix='window' has none; use mix='learned' or 'fixed'"
+            )
+        if self.prefix != "none" and self.mix in DELAYED:
+            raise UsageError(
+                f"prefix={self.prefix!r} puts the whole prompt into the state, and mix="
+                f"{self.mix!r} only what has left the window; use mix='learned' or 'fixed'"
             )
         if isinstance(self.prefix_rank, bool) or not (
             isinstance(self.prefix_rank, int) and self.prefix_rank >= 0

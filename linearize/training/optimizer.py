@@ -14,7 +14,12 @@ from ..recipe import TrainingSettings
 # copies under names of its own.
 _MIX = tuple(
     f".{module}.{copy}{name}"
-    for module, name in (("mix", "weight"), ("prefix", "weight"), ("prefix", "decay"))
+    for module, name in (
+        ("mix", "weight"),
+        ("mix", "query"),
+        ("prefix", "weight"),
+        ("prefix", "decay"),
+    )
     for copy in ("", "modules_to_save.default.")
 )
 

@@ -42,7 +42,7 @@ def converted(
     model = apply(small(family, seed=seed, **(changes or {})), LigerSpec(**spec))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("mix.weight"):
+            if ".mix." in name:
                 parameter.normal_()
     return model
 

@@ -17,6 +17,8 @@ SPECS = {
     "window": {"mix": "window"},
     "sinks, gate with two states": {"sinks": 3, "gate": "gsa", "slots": 5},
     "sinks and the window alone": {"sinks": 5, "mix": "window"},
+    "delayed, gate with two states": {"mix": "delayed", "gate": "gsa", "slots": 5},
+    "joint, sinks": {"mix": "joint", "sinks": 3},
 }
 
 

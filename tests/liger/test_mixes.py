@@ -18,7 +18,11 @@ from linearize.liger.modeling import attention_mode
 from linearize.liger.spec import MIXES
 from linearize.recipe import LigerSettings
 
-SPECS = {"sinks": {"sinks": 3, "window": 8}}
+SPECS = {
+    "sinks": {"sinks": 3, "window": 8},
+    "delayed": {"mix": "delayed", "gate": "deltanet", "window": 8},
+    "joint, sinks": {"mix": "joint", "gate": "linear", "sinks": 2, "window": 8},
+}
 
 
 def test_every_mix_has_a_row_a_line_and_a_recipe_value() -> None:
