@@ -69,7 +69,7 @@ class Joint(Mixing):
     `weight`: [H], `query`: [H, K] float32, w and u, 0 at the start.
     """
 
-    START = 0.1
+    START = 0.03
     MOST = 20.0  # exp() of it times any D fits float32
 
     def __init__(self, heads: int, size: int, spec: LigerSpec) -> None:

@@ -54,7 +54,7 @@ def definition(layer: nn.Module, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Te
                 heads.append(window + weight * (summed - window))
                 continue
             share = torch.exp(weight + q[:, t, h] @ layer.mix.query[h])
-            share = share[:, None] * 0.1 * q.shape[-1] / spec.window
+            share = share[:, None] * 0.03 * q.shape[-1] / spec.window
             heads.append((window + share * summed) / (1 + share * count))
         outputs.append(torch.cat(heads, -1))
     return layer.o_proj(torch.stack(outputs, 1))
