@@ -166,12 +166,30 @@ DryRun = Annotated[
     ),
 ]
 
+Recipes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--recipe",
+        "-r",
+        metavar="NAME",
+        help="Name (liger, liger-paper, smoke, llama-3-8b ...: docs/recipes.md) or YAML file; "
+        "may be given several times. Values count in this order: defaults, recipes from the first "
+        "to the last, KEY=VALUE, options. Default: liger.",
+        show_default=False,
+    ),
+]
+
 
 def recipe(
-    kind: Any, name: str, model: str | None, overrides: list[str] | None, **options: dict[str, Any]
+    kind: Any,
+    name: str | list[str],
+    model: str | None,
+    overrides: list[str] | None,
+    **options: dict[str, Any],
 ) -> Any:
     """The recipe called `name` with overrides, then named options, counted in; validated.
 
+    - `name`: of several recipes, later ones count before earlier ones.
     - `kind`: `Recipe` or `FinetuneRecipe`.
     - `model`: the first argument, which is an override where it reads `key=value`.
     - `options`: values that were given, by section; those of the recipe itself under `top`.
@@ -182,7 +200,9 @@ def recipe(
     if model is not None and "=" in model and not Path(model).exists():
         overrides.insert(0, model)
         model = None
-    values = recipes.override(recipes.read(name), overrides, kind)
+    values = recipes.override(
+        recipes.read(*([name] if isinstance(name, str) else name)), overrides, kind
+    )
     for section, chosen in options.items():
         (values if section == "top" else _section(values, section)).update(chosen)
     values.update(given(base=model))

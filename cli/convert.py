@@ -24,15 +24,7 @@ def convert(
     ] = None,
     overrides: options.Overrides = None,
     out: options.Out = None,
-    recipe: Annotated[
-        str,
-        typer.Option(
-            "--recipe",
-            "-r",
-            help="Name (liger, liger-paper, smoke, demo) or YAML file. Values count in this "
-            "order: defaults, recipe, KEY=VALUE, options.",
-        ),
-    ] = "liger",
+    recipe: options.Recipes = None,
     data: options.Data = None,
     eval_data: options.EvalData = None,
     tokens: options.Tokens = None,
@@ -85,7 +77,7 @@ def convert(
 
     built = options.recipe(
         Recipe,
-        recipe,
+        recipe or ["liger"],
         model,
         overrides,
         top=options.given(out=out, revision=revision, trust_remote_code=trust_remote_code or None),
@@ -104,7 +96,7 @@ def convert(
         if dry_run:
             from linearize.plan import plan
 
-            found = plan(built, resume=resume, overwrite=overwrite)
+            found = plan(built, resume=resume, overwrite=overwrite, dry=True)
         else:
             found = _run(built, resume=resume, overwrite=overwrite, report=not no_report)
     if json:
@@ -149,6 +141,8 @@ def _show_plan(plan: dict[str, Any]) -> None:
             f"{trained['adapters']:,} in adapters, {trained['mix']:,} mix weights",
             "training": f"{run['tokens']:,} tokens in {run['steps']:,} steps of "
             f"{run['tokens_per_step']:,} tokens, rows of {run['seq_len']:,}, {run['dtype']}",
+            "work": f"{run['operations']:.2g} operations in products with weights: "
+            f"{run['operations'] / 100e12 / 3600:.2g} hours at 100 Tflop/s",
             "data": f"{plan['data']['source']}, held out: {plan['data']['held_out']}",
             "memory": f"about {bytes_text(memory['total'])} on {device['name']}, which has "
             f"{bytes_text(device['memory_bytes'])}"

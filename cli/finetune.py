@@ -82,7 +82,7 @@ def finetune(
         if dry_run:
             from linearize.plan import finetuning
 
-            found = finetuning(built, resume=resume, overwrite=overwrite)
+            found = finetuning(built, resume=resume, overwrite=overwrite, dry=True)
         else:
             from linearize import finetune as run
             from linearize.eval.continuations import measure

@@ -23,14 +23,14 @@ def inspect(
 
     Reads the configuration and the headers of the weight files, no weights.
     """
-    from linearize import plan
+    from linearize import inspection
     from linearize.liger.spec import LigerSpec
 
     chosen = options.given(
         gate=gate, window=window, mix=mix, keep_softmax=keep_softmax or None, every=every
     )
     with results_only(json):
-        found = plan.inspect(
+        found = inspection.inspect(
             model, LigerSpec(**chosen), revision=revision, trust_remote_code=trust_remote_code
         )
     if json:

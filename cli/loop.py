@@ -109,7 +109,7 @@ def loop(
         if dry_run:
             from linearize.plan import looping
 
-            found = looping(built, resume=resume, overwrite=overwrite)
+            found = looping(built, resume=resume, overwrite=overwrite, dry=True)
         else:
             from linearize import loop as run
             from linearize.eval.report import write

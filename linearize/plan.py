@@ -1,4 +1,4 @@
-"""What a conversion would do, told without loading weights: `inspect` a model, `plan` a run.
+"""What a job would do, told without loading weights: `plan` a conversion, or another job.
 
 The models are built on the meta device; of the data, the first document is read.
 """
@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 
 from . import device, pretrained, sensitivity
 from .errors import InputError, UsageError
+from .inspection import about, dtype_name
 from .job import with_adapters
 from .liger import bases, gates, modeling, sizes
 from .liger.spec import LigerSpec
@@ -24,44 +25,12 @@ from .training import data, objectives, prefix_rows
 from .training.optimizer import steps_of
 
 
-def inspect(
-    name: str,
-    spec: LigerSpec | None = None,
-    *,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
+def plan(
+    recipe: Recipe, *, resume: bool = False, overwrite: bool = False, dry: bool = False
 ) -> dict[str, Any]:
-    """What would be converted in a model, and how large its state and KV cache are.
-
-    Keys: `model` (where, family, parameters, dtype, licence, context), `convertible` and
-    `reasons` (why not), `spec`, `layers`, `added_parameters`, and for supported families
-    `state_bytes`, `kv_bytes_per_token`, `break_even_tokens` and `memory` (bytes of both caches at
-    1k to 128k tokens of one sequence). A converted model is described as the model it is.
-
-    Raises `InputError` if there is no such model, or it is not a causal language model.
-    """
-    path = pretrained.locate(name, revision=revision, trust_remote_code=trust_remote_code)
-    config = pretrained.read_config(path, trust_remote_code)
-    spec, reasons = spec or LigerSpec(), []
-    if config.model_type.startswith(modeling.PREFIX):
-        spec = modeling.spec_of(config)
-        reasons.append("it is converted already; start from its base to convert it differently")
-        config = _base_config(config)
-    gates.of(spec)
-    reasons += _refusals(path, config)
-    result = {
-        "model": _about(name, path, config),
-        "convertible": not reasons,
-        "reasons": reasons,
-        "spec": spec.to_dict(),
-        "gates": sorted(gates.GATES),
-        "supported": bases.supported(),
-    }
-    return result | (_sizes(path, config, spec) if config.model_type in bases.BASES else {})
-
-
-def plan(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """What `convert` would do with this recipe, and what memory it would take.
+
+    - `dry`: nothing will be run, so a base without weights does; `notes` says that there are none.
 
     Keys: `model`, `swap`, `parameters`, `training`, `data`, `memory_bytes` (per device; see
     `sizes.training_bytes`), `device` and `fits`, `state_bytes`, `kv_bytes_per_token`, `notes`
@@ -71,7 +40,7 @@ def plan(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> di
     Raises what `convert` would raise before it loads weights: for a missing or unsupported model,
     damaged files, data that is not there, wrong names, an output directory in the way.
     """
-    path, config = _found(recipe, "convert")
+    path, config = _found(recipe, "convert", dry)
     if config.model_type.startswith(modeling.PREFIX):
         made_of = config.linearize.get("provenance", {}).get("base", "its base")
         raise InputError(f"{recipe.base} is converted already; start from {made_of}")
@@ -81,7 +50,7 @@ def plan(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> di
     _check_objectives(recipe)
     prefix_rows.check(settings.objective, spec.prefix, made=True)
     converted = sizes.converted_model(config, spec)
-    _check_files(recipe, path)
+    absent = _check_files(recipe, path, dry)
     shape = sizes.Shape.of(config, spec)
     on, dtype, saved = _computing(recipe, path, config)
     total, mix = sizes.parameters(converted), sizes.mix_parameters(converted)
@@ -89,6 +58,7 @@ def plan(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> di
     targets = bases.lora_targets(config.model_type, lora.targets)
     adapters = sizes.lora_parameters(converted, rank=lora.rank, targets=targets)
     trained = adapters + mix if lora.rank else total
+    teacher = "distill" in settings.objective
     memory = sizes.training_bytes(
         shape,
         spec,
@@ -99,10 +69,18 @@ def plan(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> di
         seq_len=recipe.data.seq_len,
         dtype=dtype,
         checkpointing=settings.gradient_checkpointing,
-        teacher="distill" in settings.objective,
+        teacher=teacher,
+    )
+    run = _training(recipe, dtype)
+    operations = sizes.training_operations(
+        converted,
+        tokens=run["tokens"],
+        everything=not lora.rank,
+        teacher=teacher,
+        checkpointing=settings.gradient_checkpointing,
     )
     return {
-        "model": _about(recipe.base, path, config),
+        "model": about(recipe.base, path, config),
         "swap": {
             "layers": [i for i in range(config.num_hidden_layers) if i not in named.keep_softmax],
             "kept_softmax": list(named.keep_softmax),
@@ -116,23 +94,23 @@ def plan(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> di
             "trained": trained,
             "trained_share": trained / (total + adapters),
         },
-        "training": _training(recipe, dtype),
+        "training": {**run, "operations": operations},
         "data": _data(recipe),
         "memory_bytes": memory,
         "device": {"name": str(on), "memory_bytes": device.memory(on)},
         "fits": memory["total"] <= device.memory(on),
         "state_bytes": sizes.state_bytes(shape, spec, saved),
         "kv_bytes_per_token": sizes.kv_bytes_per_token(shape, saved),
-        "saved_dtype": _name(saved),
-        "notes": _notes(recipe, config, spec),
+        "saved_dtype": dtype_name(saved),
+        "notes": absent + _notes(recipe, config, spec),
         "output": _output(recipe, path, total * saved.itemsize, resume, overwrite),
     }
 
 
 def finetuning(
-    recipe: FinetuneRecipe, *, resume: bool = False, overwrite: bool = False
+    recipe: FinetuneRecipe, *, resume: bool = False, overwrite: bool = False, dry: bool = False
 ) -> dict[str, Any]:
-    """What `finetune` would do with this recipe.
+    """What `finetune` would do with this recipe; `dry` as in `plan`.
 
     Keys: `model`, `parameters`, `training`, `repetition` (None where no step repeats), `data`,
     `memory_bytes` (weights, gradients and AdamW moments, logits; activations, which depend on the
@@ -140,19 +118,21 @@ def finetuning(
 
     Raises what `finetune` would raise before it loads weights.
     """
-    path, config = _found(recipe, "finetune")
+    path, config = _found(recipe, "finetune", dry)
     _check_objectives(recipe)
     held = (getattr(config, "linearize", None) or {}).get("spec", {})
     prefix_rows.check(recipe.training.objective, held.get("prefix", "none"))
     repeats = objectives.needs_repeats(recipe.training.objective)
     return {
-        **_trained(recipe, path, config, sizes.base_model(config), resume, overwrite),
+        **_trained(recipe, path, config, sizes.base_model(config), resume, overwrite, dry),
         "repetition": recipe.repetition.model_dump(mode="json") if repeats else None,
     }
 
 
-def looping(recipe: LoopRecipe, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
-    """What `loop` would do with this recipe.
+def looping(
+    recipe: LoopRecipe, *, resume: bool = False, overwrite: bool = False, dry: bool = False
+) -> dict[str, Any]:
+    """What `loop` would do with this recipe; `dry` as in `plan`.
 
     Keys: as of `finetuning`, without `repetition`, and `loop` (the cut, `kept` and `dropped`
     layers of the base) and `recurrence` (of training). Of the recurrences in training, the
@@ -160,7 +140,7 @@ def looping(recipe: LoopRecipe, *, resume: bool = False, overwrite: bool = False
 
     Raises what `loop` would raise before it loads weights.
     """
-    path, config = _found(recipe, "loop")
+    path, config = _found(recipe, "loop", dry)
     spec = recipe.spec()
     looped = looped_config(config, spec)
     if "distill" in recipe.training.objective:
@@ -173,7 +153,7 @@ def looping(recipe: LoopRecipe, *, resume: bool = False, overwrite: bool = False
     kept = spec.kept(config.num_hidden_layers)
     dropped = [i for i in range(config.num_hidden_layers) if i not in kept]
     return {
-        **_trained(recipe, path, config, sizes.base_model(looped), resume, overwrite),
+        **_trained(recipe, path, config, sizes.base_model(looped), resume, overwrite, dry),
         "loop": {**spec.to_dict(), "kept": kept, "dropped": dropped},
         "recurrence": recipe.recurrence.model_dump(mode="json"),
     }
@@ -186,9 +166,10 @@ def _trained(
     model: nn.Module,
     resume: bool,
     overwrite: bool,
+    dry: bool,
 ) -> dict[str, Any]:
     """What training `model`, made of the base that `config` describes, takes."""
-    _check_files(recipe, path)
+    notes = _check_files(recipe, path, dry)
     on, dtype, saved = _computing(recipe, path, config)
     settings, length = recipe.training, recipe.data.seq_len
     total = sizes.parameters(model)
@@ -204,30 +185,31 @@ def _trained(
         * dtype.itemsize * copies,
     }  # fmt: skip
     context = getattr(config, "max_position_embeddings", None)
-    notes = []
     if context and length > context:
         notes.append(f"rows of {length} tokens are longer than the model's context of {context}")
     return {
-        "model": _about(recipe.base, path, config),
+        "model": about(recipe.base, path, config),
         "parameters": {"base": total, "adapters": adapters, "trained": trained},
         "training": _training(recipe, dtype),
         "data": _data(recipe),
         "memory_bytes": {**memory, "total": sum(memory.values())},
         "device": {"name": str(on), "memory_bytes": device.memory(on)},
-        "saved_dtype": _name(saved),
+        "saved_dtype": dtype_name(saved),
         "notes": notes,
         "output": _output(recipe, path, total * saved.itemsize, resume, overwrite),
     }
 
 
-def _found(recipe: AnyRecipe, command: str) -> tuple[Path, PreTrainedConfig]:
+def _found(recipe: AnyRecipe, command: str, dry: bool) -> tuple[Path, PreTrainedConfig]:
     """Where the recipe's base is, and its configuration."""
     if not recipe.base:
         raise UsageError(
             f"there is no model to {command}; name it first: linearize {command} MODEL"
         )
     trust = recipe.trust_remote_code
-    path = pretrained.locate(recipe.base, revision=recipe.revision, trust_remote_code=trust)
+    path = pretrained.locate(
+        recipe.base, revision=recipe.revision, trust_remote_code=trust, weights=not dry
+    )
     return path, pretrained.read_config(path, trust)
 
 
@@ -242,9 +224,16 @@ def _check_objectives(recipe: AnyRecipe) -> None:
         )
 
 
-def _check_files(recipe: AnyRecipe, path: Path) -> None:
-    pretrained.check_weights(path)
-    pretrained.tokenizer(path, recipe.trust_remote_code)
+def _check_files(recipe: AnyRecipe, path: Path, dry: bool) -> list[str]:
+    """Check weights and tokenizer; what could not be checked because it is not there."""
+    if not (dry and pretrained.only_config(path)):
+        pretrained.check_weights(path)
+        pretrained.tokenizer(path, recipe.trust_remote_code)
+        return []
+    found = "a tokenizer, but no weights" if pretrained.has_tokenizer(path) else "only config.json"
+    if pretrained.has_tokenizer(path):
+        pretrained.tokenizer(path, recipe.trust_remote_code)
+    return [f"{path} has {found}: a plan needs no more, a run does"]
 
 
 def _computing(
@@ -267,7 +256,7 @@ def _training(recipe: AnyRecipe, dtype: torch.dtype) -> dict[str, Any]:
         "seq_len": recipe.data.seq_len,
         "objective": settings.objective,
         "learning_rate": settings.learning_rate,
-        "dtype": _name(dtype),
+        "dtype": dtype_name(dtype),
     }
 
 
@@ -283,67 +272,6 @@ def _adapters(model: nn.Module, recipe: FinetuneRecipe | LoopRecipe) -> int:
             f"layers here: {', '.join(sorted(known))}; or train everything with lora.rank=0"
         ) from error
     return sum(p.numel() for p in made.parameters() if p.requires_grad)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _about(name: str, path: Path, config: PreTrainedConfig) -> dict[str, Any]:
-    return {
-        "name": name,
-        "path": str(path),
-        "model_type": config.model_type,
-        "parameters": sizes.parameters(sizes.base_model(config)),
-        "dtype": _name(pretrained.stored_dtype(path, config)),
-        "license": pretrained.licence(path),
-        "context": getattr(config, "max_position_embeddings", None),
-    }
-
-
-def _base_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The config a converted model was made of, as far as sizes go."""
-    held = config.linearize["base"]
-    values = config.to_dict()
-    for name in ("model_type", "layer_types", "linearize", "architectures", "auto_map"):
-        values.pop(name, None)
-    values["sliding_window"] = next((w for w in held["own_windows"] if w), None)
-    if held.get("layer_types"):
-        values["layer_types"] = held["layer_types"]
-    return bases.BASES[held["model_type"]].config_class(**values)
-
-
-def _refusals(path: Path, config: PreTrainedConfig) -> list[str]:
-    reasons = []
-    try:
-        reasons += bases.find(config).refusals(config)
-    except InputError as error:
-        reasons.append(str(error))
-    try:
-        pretrained.check_weights(path)
-    except InputError as error:
-        reasons.append(str(error))
-    return reasons
-
-
-def _sizes(path: Path, config: PreTrainedConfig, spec: LigerSpec) -> dict[str, Any]:
-    shape, dtype = sizes.Shape.of(config, spec), pretrained.stored_dtype(path, config)
-    return {
-        "layers": {"converted": list(shape.converted), "kept_softmax": list(shape.kept)},
-        "heads": {"query": shape.heads, "key_value": shape.kv_heads, "size": shape.head_dim},
-        "added_parameters": sizes.added_parameters(shape, spec),
-        "state_bytes": sizes.state_bytes(shape, spec, dtype),
-        "kv_bytes_per_token": sizes.kv_bytes_per_token(shape, dtype),
-        "break_even_tokens": sizes.break_even(shape, spec, dtype),
-        "memory": [
-            {
-                "tokens": tokens,
-                "base_bytes": sizes.base_cache_bytes(shape, tokens, dtype),
-                "converted_bytes": sizes.converted_cache_bytes(shape, spec, tokens, dtype),
-            }
-            for tokens in sizes.LENGTHS
-        ],
-    }
 
 
 def _notes(recipe: Recipe, config: PreTrainedConfig, spec: LigerSpec) -> list[str]:

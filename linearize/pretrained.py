@@ -34,16 +34,26 @@ _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # What a causal language model needs, and what its licence is read from. Files in sub-folders and
 # `consolidated` weights repeat the same parameters in other formats.
-_WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*"]
+_SAFETENSORS = "*.safetensors"
+_WANTED = [_SAFETENSORS, "*.json", "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*"]
 _UNWANTED = ["*/*", "consolidated*"]
+_SIGNS = {INDEX, "pytorch_model.bin.index.json", "adapter_config.json"}  # of weights, without any
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
-def locate(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Path:
+def locate(
+    name: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    weights: bool = True,
+) -> Path:
     """The directory of a model, downloaded first if `name` is a hub id.
 
     - `name`: a local directory, `"embedded"` (the model that ships with the package), or a hub id.
     - `revision`: branch, tag or commit of a hub id.
     - `trust_remote_code`: also download the Python files of a hub id.
+    - `weights`: False leaves the weights of a hub id where they are.
 
     Raises `InputError` if there is no such model or the hub cannot be reached.
     """
@@ -56,7 +66,8 @@ def locate(name: str, *, revision: str | None = None, trust_remote_code: bool = 
         return _embedded()
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise InputError(f"there is no model directory {name}{_nearest(path)}")
-    return _download(name, revision, ["*.py"] if trust_remote_code else [])
+    wanted = [p for p in _WANTED if weights or p != _SAFETENSORS]
+    return _download(name, revision, wanted + (["*.py"] if trust_remote_code else []))
 
 
 def read_config(path: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -110,6 +121,12 @@ def weight_files(path: Path) -> list[Path]:
     raise InputError(f"{path} has no weights: expected {WEIGHTS} or {INDEX}{found}")
 
 
+def only_config(path: Path) -> bool:
+    """Whether a directory describes a model and holds nothing of its weights, whole or not."""
+    parts = {".safetensors", ".gguf", *_PICKLES}
+    return not any(f.suffix in parts or f.name in _SIGNS for f in path.iterdir())
+
+
 def check_weights(path: Path) -> None:
     """Check that every weight file is there and whole. Reads the headers only.
 
@@ -131,9 +148,12 @@ def check_weights(path: Path) -> None:
 
 
 def stored_dtype(path: Path, config: PreTrainedConfig) -> torch.dtype:
-    """The dtype `load` keeps with `dtype="auto"`: the config's, else that of the weights."""
-    if config.dtype is not None:
-        return config.dtype
+    """The dtype `load` keeps with `dtype="auto"`: the config's, else that of the weights.
+
+    Without weights, float32 where the config says nothing, as transformers has it.
+    """
+    if config.dtype is not None or only_config(path):
+        return config.dtype or torch.float32
     with safe_open(weight_files(path)[0], framework="pt") as tensors:
         dtypes = (tensors.get_slice(name).get_dtype() for name in tensors.keys())  # noqa: SIM118
         return next((_DTYPES[d] for d in dtypes if d in _DTYPES), torch.float32)
@@ -167,10 +187,14 @@ def licence(path: Path) -> str | None:
     return f"see {files[0]}" if files else None
 
 
+def has_tokenizer(path: Path) -> bool:
+    """Whether a directory has files of a tokenizer."""
+    return any((path / name).exists() for name in _TOKENIZERS)
+
+
 def tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
     """The model's tokenizer. Raises `InputError` if it is missing or damaged."""
-    names = ["tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json"]
-    if not any((path / name).exists() for name in names):
+    if not has_tokenizer(path):
         raise InputError(f"{path} has no tokenizer: expected tokenizer.json beside config.json")
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -239,7 +263,7 @@ def _nearest(path: Path) -> str:
     return hint if "did you mean" in hint else ""  # not the list of everything beside it
 
 
-def _download(name: str, revision: str | None, code: list[str]) -> Path:
+def _download(name: str, revision: str | None, wanted: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RevisionNotFoundError
 
@@ -248,7 +272,7 @@ def _download(name: str, revision: str | None, code: list[str]) -> Path:
             snapshot_download(
                 name,
                 revision=revision,
-                allow_patterns=_WANTED + code,
+                allow_patterns=wanted,
                 ignore_patterns=_UNWANTED,
             )
         )

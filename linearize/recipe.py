@@ -7,17 +7,17 @@ Unknown keys are errors that name the nearest known key.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from importlib import resources
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from .errors import InputError, UsageError, suggest
+from .errors import UsageError, suggest
 from .liger.spec import LigerSpec
+from .recipe_files import names as names
+from .recipe_files import read
 from .recurrent_depth.spec import LoopSpec
 
 _AUTO = "auto:"  # before the number of layers that are chosen by measuring
@@ -261,36 +261,6 @@ AnyRecipe = Recipe | FinetuneRecipe | LoopRecipe
 Kind = TypeVar("Kind", Recipe, FinetuneRecipe, LoopRecipe)
 
 
-def names() -> list[str]:
-    """Names of the recipes that ship with the package."""
-    files = resources.files("linearize.recipes").iterdir()
-    return sorted(f.name[:-5] for f in files if f.name.endswith(".yaml"))
-
-
-def read(name_or_path: str) -> dict[str, Any]:
-    """A recipe as a plain dict, by name or from a file.
-
-    Raises `InputError` if there is none, `UsageError` if it is not a YAML mapping.
-    """
-    path = Path(name_or_path)
-    if path.suffix in {".yaml", ".yml"} or path.is_file():
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot read recipe {path}: {error.strerror}") from error
-    elif name_or_path in names():
-        text = (resources.files("linearize.recipes") / f"{name_or_path}.yaml").read_text("utf-8")
-    else:
-        raise InputError(f"there is no recipe '{name_or_path}'{suggest(name_or_path, names())}")
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise UsageError(f"recipe {name_or_path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"recipe {name_or_path} is not a mapping of keys to values")
-    return values
-
-
 def override(
     values: dict[str, Any], assignments: list[str], kind: type[BaseModel] = Recipe
 ) -> dict[str, Any]:
@@ -324,12 +294,15 @@ def build(values: dict[str, Any], kind: type[Kind] = Recipe) -> Kind:
 
 
 def load(
-    name_or_path: str | None,
+    recipes: str | Sequence[str] | None,
     assignments: list[str] | None = None,
     kind: type[Kind] = Recipe,
 ) -> Kind:
-    """Read, override and validate in one call; None starts from the defaults."""
-    values = read(name_or_path) if name_or_path else {}
+    """Read, override and validate in one call; None starts from the defaults.
+
+    - `recipes`: name or file; of several, later ones count before earlier ones.
+    """
+    values = read(*([recipes] if isinstance(recipes, str) else recipes or []))
     return build(override(values, assignments or [], kind), kind)
 
 

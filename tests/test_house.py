@@ -15,13 +15,13 @@ FLOORS = {"linearize": 0, "decoding": 1, "eval": 2, "cli": 3}
 ROOMS = [
     {"allocator", "errors", "ops", "stub", "_version"},
     {"liger", "recurrent_depth"},
-    {"recipe"},
+    {"recipe", "recipe_files"},
     {"training", "device", "output"},
-    {"card", "checks", "conversion", "converted", "figures", "finetuning", "job"}
-    | {"looping", "plan", "pretrain", "pretrained", "sensitivity"},
+    {"card", "checks", "conversion", "converted", "figures", "finetuning", "inspection"}
+    | {"job", "looping", "plan", "pretrain", "pretrained", "sensitivity"},
     {"_register", "__init__"},
 ]
-SIGHT_OF_RECIPE = {"errors", "liger.spec", "recurrent_depth.spec"}
+SIGHT_OF_RECIPE = {"errors", "liger.spec", "recipe_files", "recurrent_depth.spec"}
 # `decoding` works with any model: of linearize it may use these.
 SIGHT_OF_DECODING = {"errors", "liger.state", "recurrent_depth.interface", "decoding"}
 

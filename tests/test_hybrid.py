@@ -11,9 +11,10 @@ import torch
 import linearize
 from linearize import pretrained, recipe, sensitivity
 from linearize.errors import UsageError
+from linearize.inspection import inspect
 from linearize.liger.modeling import apply, spec_of
 from linearize.liger.spec import LigerSpec
-from linearize.plan import inspect, plan
+from linearize.plan import plan
 from linearize.recipe import Recipe
 from linearize.training import evaluate, packing
 

@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 import linearize
-from linearize import LigerSpec, plan, recipe
+from linearize import LigerSpec, inspection, recipe
 from linearize.errors import InputError
 from linearize.liger import bases, sizes
 from linearize.liger.modeling import attention_mode
@@ -236,7 +236,7 @@ def test_inspect_tells_the_sizes(case: str, tmp_path: Path) -> None:
     model = base(case)
     model.save_pretrained(tmp_path)
     spec = LigerSpec(window=8)
-    told = plan.inspect(str(tmp_path), spec)
+    told = inspection.inspect(str(tmp_path), spec)
     assert told["convertible"], told["reasons"]
     assert told["model"]["parameters"] == sum(p.numel() for p in model.parameters())
     config, shape = model.config, sizes.Shape.of(model.config, spec)
@@ -256,7 +256,7 @@ def test_inspect_tells_the_sizes(case: str, tmp_path: Path) -> None:
     )
     assert told["break_even_tokens"] == next(smaller, None)
     changed.save_pretrained(tmp_path / "changed")
-    again = plan.inspect(str(tmp_path / "changed"))
+    again = inspection.inspect(str(tmp_path / "changed"))
     assert again["state_bytes"] == told["state_bytes"]
     assert again["memory"] == told["memory"]
 
