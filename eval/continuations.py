@@ -22,7 +22,8 @@ def measure(recipe: FinetuneRecipe) -> Callable[[Any, Any], dict[str, float]] | 
     The function gives, for greedy continuations of the first tokens of held-out documents,
     `rep-2`, `rep-3`, `rep-4`, `rep-w` over token ids and `rep-sen`, as defined in
     `linearize.eval.metrics.repetition`; `ended`, the share that stopped by itself; `tokens`, their
-    mean number. And for prompts at whose end a sentence (`recipe.repetition.unit`) stands
+    mean number; `text rep-4`, what the documents themselves have in that place, for as many tokens.
+    And for prompts at whose end a sentence (`recipe.repetition.unit`) stands
     `recipe.measure.copies` times already: `loop rep-4` of what follows, and `loop goes on`, the
     share that begins with another whole copy.
 
@@ -42,11 +43,13 @@ def measure(recipe: FinetuneRecipe) -> Callable[[Any, Any], dict[str, float]] | 
         )
 
     def run(model: Any, tokenizer: Any) -> dict[str, float]:
-        made = continued(model, tokenizer, _starts(recipe, tokenizer))
+        starts, rests = zip(*_cut(recipe, tokenizer), strict=True)
+        made = continued(model, tokenizer, starts)
         measured = repetition([m.text for m in made], tokens=[m.ids for m in made])
         found = {name: measured[name] for name in _KEPT}
         found["ended"] = sum(m.finish_reason == "eos" for m in made) / len(made)
         found["tokens"] = sum(len(m.ids) for m in made) / len(made)
+        found["text rep-4"] = seq_rep_n(rests, 4)
         if settings.copies:
             loops = _loops(recipe, tokenizer)
             made = continued(model, tokenizer, [before + copied for before, copied in loops])
@@ -59,12 +62,14 @@ def measure(recipe: FinetuneRecipe) -> Callable[[Any, Any], dict[str, float]] | 
     return run
 
 
-def _starts(recipe: FinetuneRecipe, tokenizer: Any) -> list[list[int]]:
-    """The first tokens of held-out documents that have more."""
+def _cut(recipe: FinetuneRecipe, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
+    """The first tokens of held-out documents that have more, and what comes next in them."""
     length = recipe.measure.prompt_tokens
+    end = length + recipe.measure.new_tokens
     # No token is longer than 16 characters, as a rule.
-    encoded = (tokenizer(text[: 16 * length + 16]).input_ids for text in data.held_out(recipe.data))
-    found = [i[:length] for i in islice(_longer(encoded, length), recipe.measure.prompts)]
+    encoded = (tokenizer(text[: 16 * end + 16]).input_ids for text in data.held_out(recipe.data))
+    longer = islice(_longer(encoded, length), recipe.measure.prompts)
+    found = [(ids[:length], ids[length:end]) for ids in longer]
     if not found:
         raise InputError(
             f"no held-out document has more than {length} tokens; lower measure.prompt_tokens, "

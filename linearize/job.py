@@ -31,6 +31,7 @@ from .training import (
     data,
     evaluate,
     objectives,
+    own_rows,
     packing,
     prefix_rows,
     processes,
@@ -72,7 +73,8 @@ class Job(ABC):
             self.rows = prefix_rows.build(self.rows, recipe.encoder, self.tokenizer)
         self.repeated = None
         if objectives.needs_repeats(recipe.training.objective):
-            self.repeated = pseudo_repetition.build(
+            rows = {"text": pseudo_repetition, "model": own_rows}[recipe.repetition.source]
+            self.repeated = rows.build(
                 data.trained_on(recipe.data), recipe.data, recipe.repetition, self.tokenizer, budget
             )
         self.config = pretrained.read_config(base, trust)

@@ -21,7 +21,7 @@ from .liger.spec import LigerSpec
 from .output import OutputDirectory
 from .recipe import AnyRecipe, FinetuneRecipe, LoopRecipe, Recipe
 from .recurrent_depth.retrofit import WHOLE, looped_config
-from .training import data, objectives, prefix_rows
+from .training import data, objectives, own_rows, prefix_rows
 from .training.optimizer import steps_of
 
 
@@ -143,9 +143,9 @@ def looping(
     path, config = _found(recipe, "loop", dry)
     spec = recipe.spec()
     looped = looped_config(config, spec)
-    if "distill" in recipe.training.objective:
+    if taught := objectives.needs_teacher(recipe.training.objective):
         raise UsageError(
-            "objective 'distill' needs the model as it was, and its layers are cut here; "
+            f"objective '{taught}' needs the model as it was, and its layers are cut here; "
             "use training.objective={next_token: 1}"
         )
     _check_objectives(recipe)
@@ -177,7 +177,7 @@ def _trained(
     trained = adapters or total
     if not adapters:
         dtype = torch.float32
-    copies = 3 if "distill" in settings.objective else 2
+    copies = 3 if objectives.needs_teacher(settings.objective) else 2
     memory = {
         "weights": total * dtype.itemsize + adapters * 4,
         "optimizer": trained * (4 + 8),
@@ -217,11 +217,14 @@ def _check_objectives(recipe: AnyRecipe) -> None:
     weights = recipe.training.objective
     repeats = objectives.needs_repeats(weights)
     objectives.check(weights, share=recipe.repetition.share if repeats else 0.0)
-    if not recipe.lora.rank and "distill" in weights:
+    taught = objectives.needs_teacher(weights)
+    if not recipe.lora.rank and taught:
         raise UsageError(
-            "lora.rank=0 trains the weights that objective 'distill' needs as teacher; "
+            f"lora.rank=0 trains the weights that objective '{taught}' needs as teacher; "
             "use a rank of at least 1, or training.objective={next_token: 1}"
         )
+    if repeats:
+        own_rows.check(recipe)
 
 
 def _check_files(recipe: AnyRecipe, path: Path, dry: bool) -> list[str]:

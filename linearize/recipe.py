@@ -133,6 +133,11 @@ class RepetitionSettings(_Strict):
     unit: Literal["sentence", "line", "mark"] = "sentence"  # mark: as in the paper's code
     units: int = Field(1, ge=1)  # repeat 1 to this many neighbouring units together
     context: int = Field(64, ge=0)  # tokens of text kept before the first copy, at most
+    # model: rows are greedy continuations of `context` tokens, written by the model as it is then
+    source: Literal["text", "model"] = "text"
+    refresh: int = Field(40, ge=1)  # of model: optimizer steps until they are written anew
+    ngram: int = Field(4, ge=2)  # of model: what completes one that was there before is a copy
+    certain: float = Field(1.0, gt=0, le=1)  # of model: spare what the untouched model gives more
 
 
 class RecurrenceSettings(_Strict):

@@ -28,6 +28,7 @@ from ..errors import InputError, OutputError
 FORMAT = 1
 _KEEP = 2
 _TENSORS, _STATE = "state.safetensors", "state.json"
+_MORE = "more/"  # before the names of tensors that are neither parameters nor moments
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     settings: Mapping[str, Any],
     extra: Mapping[str, Any] | None = None,
+    more: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write a checkpoint and remove all but the last two.
 
@@ -68,6 +70,7 @@ def save(
         optimizer: AdamW over them.
         settings: JSON-able; `load` refuses a run whose settings differ.
         extra: JSON-able state of anything else; `load` hands it back.
+        more: the same as tensors.
 
     Raises `OutputError` if it cannot be written; earlier checkpoints stay as they were.
     """
@@ -80,7 +83,9 @@ def save(
             shutil.rmtree(leftover)
         partial.mkdir()
         losses = torch.tensor(progress.losses, dtype=torch.float64)
-        save_file(_pack(parameters, optimizer) | {"losses": losses}, partial / _TENSORS)
+        others = {f"{_MORE}{name}": tensor for name, tensor in (more or {}).items()}
+        tensors = _pack(parameters, optimizer) | {"losses": losses} | others
+        save_file(tensors, partial / _TENSORS)
         state = {
             "format": FORMAT,
             "step": progress.step,
@@ -117,8 +122,8 @@ def load(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     settings: Mapping[str, Any],
-) -> tuple[Progress, dict[str, Any]]:
-    """Put a checkpoint back into parameters and optimizer; returns progress and `extra`.
+) -> tuple[Progress, dict[str, Any], dict[str, Tensor]]:
+    """Put a checkpoint back into parameters and optimizer; returns progress, `extra` and `more`.
 
     Raises `InputError` if it is truncated, edited, made with other settings or of another model.
     Nothing is changed then.
@@ -146,7 +151,8 @@ def load(
             parameter.copy_(saved[name])
     optimizer.load_state_dict(_unpack(tensors, parameters, optimizer))
     progress = Progress(state["step"], state["tokens"], state["seconds"], losses)
-    return progress, state["extra"]
+    more = {n.removeprefix(_MORE): t for n, t in tensors.items() if n.startswith(_MORE)}
+    return progress, state["extra"], more
 
 
 def _pack(

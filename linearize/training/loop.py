@@ -41,6 +41,7 @@ from .devices import prepared
 from .interrupt import StopRequest
 from .optimizer import adamw, set_rate, share_of_rate, steps_of
 from .packing import Rows, row_at
+from .own_rows import OwnRows
 from .progress import METRICS, Reporter, memory, read
 from .pseudo_repetition import RepeatedRows, repeats
 from .recurrence import recurrences
@@ -68,7 +69,7 @@ def train(
     *,
     settings: TrainingSettings,
     run_dir: Path,
-    repeated: RepeatedRows | None = None,
+    repeated: RepeatedRows | OwnRows | None = None,
     recurrence: RecurrenceSettings | None = None,
     teacher: objectives.Teacher | None = None,
     evaluate: Evaluate | None = None,
@@ -84,7 +85,8 @@ def train(
         settings: see `TrainingSettings`; `tokens: 0` means no steps.
         run_dir: gets `metrics.jsonl`, `checkpoints/` and, if installed, `tensorboard/`.
         repeated: rows for `ditto`, on which a share of the steps is spent instead; that step
-            minimises the objectives for repeated rows, and none of the others.
+            minimises the objectives for repeated rows, and none of the others. `OwnRows` are
+            written by the model on the way.
         recurrence: for a looped model, how often its core is applied; None leaves it to the model.
         teacher: context manager under which `model` is its own teacher, for `distill`.
         evaluate: held-out loss of the model in nats per token; called before the first step,
@@ -135,7 +137,7 @@ class _Run:
         rows: Rows,
         settings: TrainingSettings,
         run_dir: Path,
-        repeated: RepeatedRows | None,
+        repeated: RepeatedRows | OwnRows | None,
         recurrence: RecurrenceSettings | None,
         teacher: objectives.Teacher | None,
     ) -> None:
@@ -169,9 +171,11 @@ class _Run:
 
     def restore(self, path: Path) -> None:
         """Go to where a checkpoint left off."""
-        self.progress, extra = checkpoint.load(
+        self.progress, extra, more = checkpoint.load(
             path, parameters=self.parameters, optimizer=self.optimizer, settings=self.identity
         )
+        if isinstance(self.repeated, OwnRows):
+            self.repeated.restore(more)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(extra["scaler"])
 
@@ -286,21 +290,35 @@ class _Run:
         (loss if scaler is None else scaler.scale(loss)).backward()
         return {"loss": loss.detach()} | {name: value * weight for name, value in values.items()}
 
-    def _rows(self, step: int) -> Rows | RepeatedRows:
+    def _rows(self, step: int) -> Rows | RepeatedRows | OwnRows:
         """What a step trains on, the same in every process and micro-batch."""
-        if self.repeated is None:
+        if not self._repeats(step):
             return self.rows
-        chosen = repeats(step, seed=self.settings.seed, share=self.repeated.settings.share)
-        return self.repeated if chosen else self.rows
+        if isinstance(self.repeated, OwnRows) and (steps := self.repeated.due(step)):
+            all_rows = range(self.settings.batch_size * self.settings.accumulate)
+            used = [s for s in steps if s <= self.steps and self._repeats(s)]
+            starts = [i for s in used for i in self._order(self.repeated, s, all_rows)]
+            with self.accelerator.autocast():
+                self.repeated.write(step, starts, self.model, self.teacher)
+        return self.repeated
 
-    def _batch(self, rows: Rows | RepeatedRows, step: int, first: int) -> dict[str, Tensor]:
+    def _repeats(self, step: int) -> bool:
+        of = self.repeated
+        return of is not None and repeats(step, seed=self.settings.seed, share=of.settings.share)
+
+    def _order(self, rows: Rows | RepeatedRows | OwnRows, step: int, places: range) -> list[int]:
+        """Indices of some of a step's rows, which are numbered from 0."""
+        before = (step - 1) * self.settings.batch_size * self.settings.accumulate
+        return [row_at(before + i, len(rows), self.settings.seed) for i in places]
+
+    def _batch(
+        self, rows: Rows | RepeatedRows | OwnRows, step: int, first: int
+    ) -> dict[str, Tensor]:
         """The micro-batch that begins with row `first` of a step, on this process's device."""
-        settings, device = self.settings, self.accelerator.device
         self._seed("rows", step, first)  # some rows are masked at random
-        before = (step - 1) * settings.batch_size * settings.accumulate
-        places = range(before + first, before + min(first + settings.batch_size, self.share.stop))
-        order = (row_at(i, len(rows), settings.seed) for i in places)
-        return {name: tensor.to(device) for name, tensor in rows.batch(order).items()}
+        places = range(first, min(first + self.settings.batch_size, self.share.stop))
+        batch = rows.batch(self._order(rows, step, places))
+        return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
 
     def _seed(self, what: str, step: int, first: int) -> None:
         """Randomness belongs to the rows, whichever process has them."""
@@ -356,6 +374,7 @@ class _Run:
                 optimizer=self.optimizer,
                 settings=self.identity,
                 extra={} if scaler is None else {"scaler": scaler.state_dict()},
+                more=self.repeated.state() if isinstance(self.repeated, OwnRows) else {},
             )
         processes.wait()
 

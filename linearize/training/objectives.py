@@ -80,15 +80,20 @@ class Forward:
 Objective = Callable[[Forward], Tensor]
 OBJECTIVES: dict[str, Objective] = {}
 ON_REPEATS: set[str] = set()  # objectives of repeated rows; all others are of ordinary rows
+TAUGHT: set[str] = set()  # objectives that need a teacher
 
 
-def objective(name: str, *, on_repeats: bool = False) -> Callable[[Objective], Objective]:
+def objective(
+    name: str, *, on_repeats: bool = False, taught: bool = False
+) -> Callable[[Objective], Objective]:
     """Register a function `Forward -> scalar` (a mean over the batch's terms) under `name`."""
 
     def register(function: Objective) -> Objective:
         OBJECTIVES[name] = function
         if on_repeats:
             ON_REPEATS.add(name)
+        if taught:
+            TAUGHT.add(name)
         return function
 
     return register
@@ -107,17 +112,10 @@ def next_token(step: Forward) -> Tensor:
     return token_mean(_cross_entropy, step.targets, step.logits)
 
 
-@objective("distill")
+@objective("distill", taught=True)
 def distill(step: Forward) -> Tensor:
     """KL(teacher || student) in nats per target token (Hinton et al. 2015 at temperature 1)."""
-
-    def loss(targets: Tensor, logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        student = F.log_softmax(logits.float(), -1)
-        teacher = F.log_softmax(teacher_logits.float(), -1)
-        divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
-        return divergence.masked_fill(targets == IGNORED, 0).sum()
-
-    return token_mean(loss, step.targets, step.logits, step.teacher_logits)
+    return token_mean(_divergence, step.targets, step.logits, step.teacher_logits)
 
 
 @objective("masked_prefix")
@@ -176,6 +174,22 @@ def ditto(step: Forward) -> Tensor:
     return total / terms(step.batch).clamp(min=1)
 
 
+@objective("hold", on_repeats=True, taught=True)
+def hold(step: Forward) -> Tensor:
+    """KL(teacher || student) in nats per token that the model wrote and `ditto` leaves alone.
+
+    Keeps the rest of the language where it was. Micro-batches of a step count by their penalised
+    targets, as they do for `ditto`.
+    """
+    if "written" not in step.batch:
+        raise UsageError(
+            "objective 'hold' is for rows that the model wrote; set repetition.source=model"
+        )
+    free = step.batch["written"] & (step.batch["previous"] < 0)
+    targets = step.targets.masked_fill(~free, IGNORED)
+    return token_mean(_divergence, targets, step.logits, step.teacher_logits)
+
+
 def token_mean(loss: Callable[..., Tensor], targets: Tensor, *tensors: Tensor) -> Tensor:
     """`loss(targets, *tensors)`, a sum over tokens, divided by the number of target tokens.
 
@@ -191,6 +205,14 @@ def token_mean(loss: Callable[..., Tensor], targets: Tensor, *tensors: Tensor) -
 def _cross_entropy(targets: Tensor, logits: Tensor) -> Tensor:
     """Nats, summed."""
     return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
+
+
+def _divergence(targets: Tensor, logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL(teacher || student) in nats, summed over the targets."""
+    student = F.log_softmax(logits.float(), -1)
+    teacher = F.log_softmax(teacher_logits.float(), -1)
+    divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+    return divergence.masked_fill(targets == IGNORED, 0).sum()
 
 
 def _in_chunks(
@@ -234,6 +256,11 @@ def check(weights: Mapping[str, float], *, share: float = 0.0) -> None:
 def needs_repeats(weights: Mapping[str, float]) -> bool:
     """Whether some objective is for repeated rows."""
     return not ON_REPEATS.isdisjoint(weights)
+
+
+def needs_teacher(weights: Mapping[str, float]) -> str | None:
+    """The first objective that needs a teacher, if one does."""
+    return next((name for name in weights if name in TAUGHT), None)
 
 
 def total(step: Forward, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:

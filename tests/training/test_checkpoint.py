@@ -60,7 +60,7 @@ def saved(tmp_path):
 def test_goes_on_as_if_nothing_had_happened(saved):
     trainee, path = saved
     other = Trainee()
-    progress, extra = other.load(path)
+    progress, extra, more = other.load(path)
     assert progress == Progress(1, 10, 0.5, (1 / 3,))
     assert extra == {"scaler": {"scale": 2.0}}
     for step in (2, 3):
