@@ -28,8 +28,8 @@ def finetune(
         typer.Option(
             "--recipe",
             "-r",
-            help="Name (ditto, unlikelihood) or YAML file. Values count in this order: defaults, "
-            "recipe, KEY=VALUE, options.",
+            help="Name (ditto, ditto-own, unlikelihood) or YAML file. Values count in this order: "
+            "defaults, recipe, KEY=VALUE, options.",
         ),
     ] = "ditto",
     data: options.Data = None,
@@ -57,6 +57,8 @@ def finetune(
     linearize finetune ./my-llama --recipe ditto --data corpus/ --out calm
 
     linearize finetune ./my-coder --data src/ --out calm repetition.unit=line
+
+    linearize finetune ./my-llama --recipe ditto-own --data corpus/ --out calm
 
     linearize finetune embedded --data stdlib --out calm rank=0 --dry-run
     """
@@ -111,7 +113,7 @@ def _show_plan(plan: dict[str, Any]) -> None:
         f"{run['tokens_per_step']:,} tokens, rows of {run['seq_len']:,}, {run['dtype']}",
         "objective": ", ".join(f"{name} {weight:g}" for name, weight in run["objective"].items()),
         "repeated rows": repeats
-        and f"{repeats['share']:.0%} of the steps, unit {repeats['unit']}, "
+        and f"{repeats['share']:.0%} of the steps, {_kind(repeats)}, "
         f"a copy may have {repeats['penalty']:g} of the probability before it",
         "data": f"{plan['data']['source']}, held out: {plan['data']['held_out']}",
         "memory": f"{bytes_text(memory['total'])} and activations, on {device['name']}, which has "
@@ -120,6 +122,12 @@ def _show_plan(plan: dict[str, Any]) -> None:
         **{f"note {number}": note for number, note in enumerate(plan["notes"], start=1)},
     }
     facts({name: value for name, value in rows.items() if value is not None})
+
+
+def _kind(repeats: dict[str, Any]) -> str:
+    if repeats["source"] == "model":
+        return f"by the model itself, anew every {repeats['refresh']} steps"
+    return f"unit {repeats['unit']}"
 
 
 def _show_result(result: dict[str, Any]) -> None:

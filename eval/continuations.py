@@ -8,7 +8,7 @@ from typing import Any
 
 from linearize.decoding import generate
 from linearize.errors import InputError
-from linearize.eval.metrics.repetition import repetition, seq_rep_n
+from linearize.eval.metrics.repetition import rep_n, repetition, seq_rep_n
 from linearize.recipe import FinetuneRecipe
 from linearize.training import data, pseudo_repetition
 from linearize.training.packing import row_at
@@ -49,7 +49,7 @@ def measure(recipe: FinetuneRecipe) -> Callable[[Any, Any], dict[str, float]] | 
         found = {name: measured[name] for name in _KEPT}
         found["ended"] = sum(m.finish_reason == "eos" for m in made) / len(made)
         found["tokens"] = sum(len(m.ids) for m in made) / len(made)
-        found["text rep-4"] = seq_rep_n(rests, 4)
+        found["text rep-4"] = rep_n(rests, 4)
         if settings.copies:
             loops = _loops(recipe, tokenizer)
             made = continued(model, tokenizer, [before + copied for before, copied in loops])

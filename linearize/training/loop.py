@@ -40,8 +40,8 @@ from .checkpoint import Progress
 from .devices import prepared
 from .interrupt import StopRequest
 from .optimizer import adamw, set_rate, share_of_rate, steps_of
-from .packing import Rows, row_at
 from .own_rows import OwnRows
+from .packing import Rows, row_at
 from .progress import METRICS, Reporter, memory, read
 from .pseudo_repetition import RepeatedRows, repeats
 from .recurrence import recurrences

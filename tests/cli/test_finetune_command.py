@@ -31,6 +31,8 @@ def test_the_plan(stories: Path, text: Path, tmp_path: Path, linearize_command: 
     shown = " ".join(linearize_command(*arguments).out.split())
     for told in ("in adapters", "next_token 1", "ditto 1", "unit sentence", "add --out"):
         assert told in shown
+    own = " ".join(linearize_command(*arguments, "--recipe", "ditto-own").out.split())
+    assert "by the model itself, anew every" in own
 
 
 def test_the_whole_path(
@@ -44,6 +46,7 @@ def test_the_whole_path(
     assert found["path"] == str(out)
     assert found["measured"]["before"]["tokens"] == 16
     assert set(found["measured"]["after"]) >= {"rep-4", "ended", "loop rep-4", "loop goes on"}
+    assert found["measured"]["before"]["text rep-4"] == found["measured"]["after"]["text rep-4"]
     saved = json.loads((out / "result.json").read_text())
     assert {**found, **saved} == found
     assert linearize_command(*arguments).code == 5

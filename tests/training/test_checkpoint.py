@@ -42,6 +42,7 @@ class Trainee:
             optimizer=self.optimizer,
             settings=settings,
             extra={"scaler": {"scale": 2.0}},
+            more={"rows": torch.arange(step)},
         )
 
     def load(self, path, settings=SETTINGS):
@@ -63,6 +64,8 @@ def test_goes_on_as_if_nothing_had_happened(saved):
     progress, extra, more = other.load(path)
     assert progress == Progress(1, 10, 0.5, (1 / 3,))
     assert extra == {"scaler": {"scale": 2.0}}
+    assert more.keys() == {"rows"}
+    assert more["rows"].tolist() == [0]
     for step in (2, 3):
         trainee.train(step)
         other.train(step)

@@ -260,5 +260,5 @@ def test_mistakes_are_told_before_anything_is_loaded(change, told) -> None:
 
 def test_hold_needs_rows_that_say_what_was_written() -> None:
     batch = {"previous": torch.zeros(1, 3, dtype=torch.int64)}
-    with pytest.raises(UsageError, match="repetition.source=model"):
+    with pytest.raises(UsageError, match=r"repetition\.source=model"):
         objectives.OBJECTIVES["hold"](Forward(None, batch, teacher=contextlib.nullcontext))
