@@ -58,7 +58,7 @@ def plan(
     targets = bases.lora_targets(config.model_type, lora.targets)
     adapters = sizes.lora_parameters(converted, rank=lora.rank, targets=targets)
     trained = adapters + mix if lora.rank else total
-    teacher = "distill" in settings.objective
+    teacher = objectives.needs_teacher(settings.objective) is not None
     memory = sizes.training_bytes(
         shape,
         spec,
