@@ -35,6 +35,7 @@ from .training import (
     packing,
     prefix_rows,
     processes,
+    prompt_rows,
     pseudo_repetition,
 )
 from .training.loop import TrainResult, train
@@ -70,7 +71,10 @@ class Job(ABC):
             recipe.data, self.tokenizer, budget
         )
         if prefix_rows.OBJECTIVE in recipe.training.objective:
-            self.rows = prefix_rows.build(self.rows, recipe.encoder, self.tokenizer)
+            if recipe.encoder.prompt:
+                self.rows = prompt_rows.build(recipe.data, recipe.encoder, self.tokenizer, budget)
+            else:
+                self.rows = prefix_rows.build(self.rows, recipe.encoder, self.tokenizer)
         self.repeated = None
         if objectives.needs_repeats(recipe.training.objective):
             rows = {"text": pseudo_repetition, "model": own_rows}[recipe.repetition.source]

@@ -153,6 +153,9 @@ class EncoderSettings(_Strict):
     """Rows that begin with a prefix, for models with liger.prefix and objective masked_prefix."""
 
     rows: float = Field(0.75, ge=0, le=1)  # share of rows with a prefix; the others are causal
+    # field of .jsonl, .parquet or hub rows that holds how their text begins: the prefix; every row
+    # is one document then. None = rows are as always, and the prefix is drawn:
+    prompt: str | None = None
     shortest: float = Field(0.25, ge=0, lt=1)  # prefix as a share of its row, drawn from here
     longest: float = Field(0.75, ge=0, lt=1)  # to here
     masked: float = Field(0.15, ge=0, le=1)  # share of the prefix's tokens that are masked

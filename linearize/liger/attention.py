@@ -101,13 +101,13 @@ class LigerAttention(nn.Module):
 
     def _encoder(
         self, hidden_states: Tensor, q: Tensor, k: Tensor, v: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Features of keys, values and log decays of the prefix encoder, shapes of k and v."""
+    ) -> tuple[Tensor, ...]:
+        """What the gate's op takes behind q, of the prefix encoder."""
         keys, values, share, weight = self.prefix(hidden_states)
         k, v = k.float() + keys, v.float() + values
         q = q if self.spec.gate_source == "query" else q[:, :0]  # the encoder reads nothing
-        _, k, v, g = self.gate.inputs(q, k, v, self.spec)
-        return k, v * weight[:, None], g * share[:, None]
+        _, k, v, *more, g = self.gate.inputs(q, k, v, self.spec)
+        return k, v * weight[:, None], *more, g * share[:, None]
 
     def _inputs(self, q: Tensor, k: Tensor, v: Tensor, seen: Seen) -> tuple[Tensor, ...]:
         """What the gate's op is called with, from projections before rotary embedding.
@@ -126,7 +126,7 @@ class LigerAttention(nn.Module):
     def _recurrence(
         self,
         inputs: tuple[Tensor, ...],
-        encoder: tuple[Tensor, Tensor, Tensor] | None,
+        encoder: tuple[Tensor, ...] | None,
         cache: Cache | None,
         layout: Layout,
     ) -> Tensor:
@@ -139,7 +139,7 @@ class LigerAttention(nn.Module):
         if encoder is None:
             o, after = self.gate.op(*inputs, initial_state=before, mask=mask)
         else:
-            o, after = ops.prefix_gla(*inputs, *encoder, prefix=layout.prefix, mask=mask)
+            o, after = self.gate.prefix_op(*inputs, *encoder, prefix=layout.prefix, mask=mask)
         if cache is not None:
             state.write_state(cache, self.layer_idx, after)
         return o

@@ -60,6 +60,7 @@ class Gate:
     source: str
     no_prefix: str | None
     signed: bool
+    prefix_op: Callable[..., tuple[Tensor, Tensor]] | None
 
     def inputs(self, q: Tensor, k: Tensor, v: Tensor, spec: LigerSpec) -> tuple[Tensor, ...]:
         """Arguments of `op` from projections of any dtype, shapes as in `Inputs`."""
@@ -81,6 +82,7 @@ class Gate:
 
 
 GATES: dict[str, Gate] = {}
+_PREFIX_OPS = {ops.gla: ops.prefix_gla, ops.delta: ops.prefix_delta}
 
 
 def gate(
@@ -104,7 +106,8 @@ def gate(
     - `logits`: one of `LOGITS`, the shape of `Inputs.p`; None = the gate does not look at the text.
     - `normalizer`: default of `LigerSpec.gate_normalizer`; None = there is no log decay to divide.
     - `states`: axes of each state [S, Hk, ...] in letters: K key, V value, M slots.
-    - `no_prefix`: why the family cannot work with `prefix="jrt"`. Needed unless `op` is `ops.gla`.
+    - `no_prefix`: why the family cannot work with `prefix="jrt"`. Families with op `ops.gla` or
+      `ops.delta` can; their functions return the log decay last.
     - `signed`: what a query reads can be negative for positive values, so that it is no weight and
       `mix="joint"` has no normaliser.
 
@@ -114,13 +117,20 @@ def gate(
     def register(prepare: Prepare) -> Prepare:
         if name in GATES and _home(GATES[name].prepare) != _home(prepare):
             raise UsageError(f"gate '{name}' is registered already; choose another name")
-        why = no_prefix
-        if why is None and op is not ops.gla:
-            why = (
-                "the encoder's bank is a term of the gated sum, which this family does not compute"
-            )
+        prefix_op = None if no_prefix else _PREFIX_OPS.get(op)
+        why = no_prefix or (None if prefix_op else "its op has no form with an encoded prefix")
         GATES[name] = Gate(
-            name, prepare, op, logits, normalizer, tuple(states), formula, source, why, signed
+            name,
+            prepare,
+            op,
+            logits,
+            normalizer,
+            tuple(states),
+            formula,
+            source,
+            why,
+            signed,
+            prefix_op,
         )
         return prepare
 
@@ -313,15 +323,11 @@ def linear(x: Inputs) -> tuple[Tensor, ...]:
     return x.q.softmax(-1), x.k.softmax(-1), x.v, x.v.new_zeros(()).expand(*x.k.shape[:3], 1)
 
 
-_REPLACES = "what is written depends on what the state holds, so nothing can be added to it later"
-
-
 @gate(
     "deltanet",
     op=ops.delta,
     logits="head",
     normalizer=None,
-    no_prefix=_REPLACES,
     signed=True,
     formula="S = S + u^T b (v - u S), o = (q / |q|) S, u = k / |k|, b = sigmoid(p) per head",
     source="extension; DeltaNet, arXiv 2406.06484",
@@ -331,7 +337,8 @@ def deltanet(x: Inputs) -> tuple[Tensor, ...]:
 
     Signed keys want signed queries: softmax queries ended at higher losses after training.
     """
-    return F.normalize(x.q, dim=-1), F.normalize(x.k, dim=-1), x.v, x.p.sigmoid()
+    q, k, beta = F.normalize(x.q, dim=-1), F.normalize(x.k, dim=-1), x.p.sigmoid()
+    return q, k, x.v, beta, torch.zeros_like(beta)
 
 
 @gate(
@@ -339,7 +346,6 @@ def deltanet(x: Inputs) -> tuple[Tensor, ...]:
     op=ops.delta,
     logits="head",
     normalizer=16.0,
-    no_prefix=_REPLACES,
     signed=True,
     formula="as deltanet on exp(g) S, g = log sigmoid(p) / n; b = sigmoid(v pooled), "
     "of k where p is from v",

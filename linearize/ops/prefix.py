@@ -52,7 +52,7 @@ def prefix_gla(
     Returns `o` [B, T, H, V] in v's dtype and the state [B, Hk, K, V] in float32 (float64 for
     float64 input); `gla` goes on from it. Raises `UsageError` when shapes do not fit.
     """
-    _check(k, v, g, k_enc, v_enc, g_enc, prefix)
+    check_prefix({"k": k, "v": v, "g": g}, {"k": k_enc, "v": v_enc, "g": g_enc}, prefix)
     chosen = backends.choose(backend, device=q.device, length=q.shape[1])
     if chosen == "recurrent":
         dtype = torch.promote_types(q.dtype, torch.float32)
@@ -200,16 +200,20 @@ def prefix_tokens(lengths: Tensor, mask: Tensor | None, length: int) -> Tensor:
     return mask & (count <= lengths[:, None])
 
 
-def _check(
-    k: Tensor, v: Tensor, g: Tensor, k_enc: Tensor, v_enc: Tensor, g_enc: Tensor, prefix: Tensor
-) -> None:
-    for name, one, other in (("k", k, k_enc), ("v", v, v_enc), ("g", g, g_enc)):
+def check_prefix(own: dict[str, Tensor], encoder: dict[str, Tensor], prefix: Tensor) -> None:
+    """Raises `UsageError` unless the encoder's tensors have the shapes of the layer's own.
+
+    - `own`, `encoder`: by the same names, among them `k` [B, T, Hk, K].
+    - `prefix`: must be bool [B, T].
+    """
+    for name, one in own.items():
+        other = encoder[name]
         if one.shape != other.shape:
             raise UsageError(
                 f"{name}_enc {tuple(other.shape)} must have the shape of {name}, {tuple(one.shape)}"
             )
-    if prefix.shape != k.shape[:2] or prefix.dtype != torch.bool:
+    tokens = own["k"].shape[:2]
+    if prefix.shape != tokens or prefix.dtype != torch.bool:
         raise UsageError(
-            f"prefix {tuple(prefix.shape)} of {prefix.dtype} must be bool [B, T] = "
-            f"{list(k.shape[:2])}"
+            f"prefix {tuple(prefix.shape)} of {prefix.dtype} must be bool [B, T] = {list(tokens)}"
         )

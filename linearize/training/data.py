@@ -49,9 +49,32 @@ def split(settings: DataSettings) -> Iterator[tuple[bool, str]]:
     n is `1 / settings.eval_fraction`, rounded, at least 2. With a held-out source of its own
     (`settings.eval_source`) nothing is held out here. Raises as `documents` does.
     """
-    every = None if settings.eval_source else max(2, round(1 / settings.eval_fraction))
+    every = None if settings.eval_source else _every(settings)
     for index, text in enumerate(documents(settings)):
         yield every is not None and index % every == every - 1, text
+
+
+def prompted(settings: DataSettings, field: str) -> Iterator[tuple[str, str]]:
+    """Documents that are not held out, each in two parts: its prompt, and the rest of its text.
+
+    `field`: which field of the rows holds the prompt, with which `settings.field` begins. Raises as
+    `documents` does, and `InputError` where a text does not begin with its prompt, or ends with it.
+    """
+    every = None if settings.eval_source else _every(settings)
+    prompts = _read(settings.model_copy(update={"field": field}))
+    index = 0
+    for number, (text, prompt) in enumerate(zip(_read(settings), prompts, strict=True), start=1):
+        text, prompt = text.strip("\r\n"), prompt.lstrip("\r\n")
+        if not text.strip():
+            continue
+        if not text.startswith(prompt) or not text[len(prompt) :].strip():
+            raise InputError(
+                f"document {number} of {settings.source}: field '{settings.field}' must begin with "
+                f"what field '{field}' holds, and go on after it; .txt and .py files have no fields"
+            )
+        if every is None or index % every != every - 1:
+            yield prompt, text[len(prompt) :]
+        index += 1
 
 
 def trained_on(settings: DataSettings) -> Iterator[str]:
@@ -64,6 +87,11 @@ def held_out(settings: DataSettings) -> Iterator[str]:
     if settings.eval_source:
         return documents(settings.model_copy(update={"source": settings.eval_source}))
     return (text for kept_back, text in split(settings) if kept_back)
+
+
+def _every(settings: DataSettings) -> int:
+    """Of so many documents one is held out."""
+    return max(2, round(1 / settings.eval_fraction))
 
 
 def _read(settings: DataSettings) -> Iterator[str]:

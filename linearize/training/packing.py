@@ -24,7 +24,7 @@ from ..recipe import DataSettings
 from . import data
 
 IGNORED = -100  # target of a position that has none: `ignore_index` of cross entropy
-_PAD = -1  # in `Rows.tokens`: no token
+PAD = -1  # in `Rows.tokens`: no token
 _CHUNK = 2**22  # characters tokenised in one call: keeps a fast tokenizer's threads busy
 _LONGEST = 16  # characters per token; no text of any language comes near
 
@@ -69,7 +69,7 @@ class Rows:
         first = rows[:, None] * self.seq_len
         place = first + np.arange(self.seq_len)  # [B, T], index into tokens
         found = self.tokens[np.minimum(place, total - 1)]
-        real = (place < total) & (found != _PAD)
+        real = (place < total) & (found != PAD)
         ids = np.where(real, found, self.pad)
         edges = np.append(self.starts, total)
         document = np.searchsorted(edges, place, side="right") - 1
@@ -161,7 +161,7 @@ def _whole(
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Lay documents into rows so that those that fit are never cut: best fit, longest first.
 
-    Longer ones become windows of one row, each begun with bos. Rows are filled up with `_PAD`,
+    Longer ones become windows of one row, each begun with bos. Rows are filled up with `PAD`,
     which counts as a document. Source: Ding et al., "Fewer Truncations Improve Language Modeling"
     (arXiv 2404.10830).
     """
@@ -187,7 +187,7 @@ def _whole(
     laid = [
         piece
         for index, held in enumerate(rows)
-        for piece in (*held, np.full(left[index], _PAD, np.int32))
+        for piece in (*held, np.full(left[index], PAD, np.int32))
         if len(piece)
     ]
     return np.concatenate(laid), np.cumsum([0, *map(len, laid[:-1])], dtype=np.int64)

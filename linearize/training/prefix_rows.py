@@ -40,15 +40,18 @@ class PrefixRows(Rows):
         """
         indices = list(indices)
         found = super().batch(indices)
-        left = len(self.tokens) - torch.tensor(indices) * self.seq_len
-        settings = self.settings
-        low, high = settings.shortest, settings.longest
-        share = low + (high - low) * torch.rand(len(indices), dtype=torch.float64)
-        chosen = torch.rand(len(indices)) < settings.rows
+        lengths = self._lengths(indices)
+        chosen = torch.rand(len(indices)) < self.settings.rows
         chosen[0] |= not chosen.any()
-        lengths = torch.where(chosen, (share * left.clamp(max=self.seq_len)).long(), 0)
-        hidden = torch.rand(found["input_ids"].shape) < settings.masked
-        return masked(found, lengths, hidden, self.mask_id)
+        hidden = torch.rand(found["input_ids"].shape) < self.settings.masked
+        return masked(found, torch.where(chosen, lengths, 0), hidden, self.mask_id)
+
+    def _lengths(self, indices: list[int]) -> Tensor:
+        """[B] int64, of the prefixes that rows have if they have one."""
+        left = len(self.tokens) - torch.tensor(indices) * self.seq_len
+        low, high = self.settings.shortest, self.settings.longest
+        share = low + (high - low) * torch.rand(len(indices), dtype=torch.float64)
+        return (share * left.clamp(max=self.seq_len)).long()
 
 
 def masked(

@@ -16,7 +16,7 @@ def test_every_family_is_listed(linearize_command: Command) -> None:
     assert found["gsa"]["state"] == "K M + M V"
     assert found["retnet"]["normalizer"] is None
     assert found["gla"]["no_prefix"] is None
-    assert found["deltanet"]["no_prefix"]
+    assert found["gsa"]["no_prefix"]
     text = linearize_command("gates").out
     assert all(name in text for name in gates.GATES)
 
