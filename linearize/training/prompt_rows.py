@@ -1,4 +1,4 @@
-"""Rows of one document each, whose prefix is the document's prompt: an encoder trained as it is used.
+"""Rows of one document each, whose prefix is its prompt: an encoder trained as it is used.
 
 What is read as a whole is what a user will give to be read as a whole: the document and the
 question, or the instruction, but not the answer.
