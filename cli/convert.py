@@ -139,6 +139,11 @@ def _show_plan(plan: dict[str, Any]) -> None:
             + (f"; the {chosen} damaged most, to be measured, stay softmax" if chosen else ""),
             "trained": f"{trained['trained']:,} parameters ({trained['trained_share']:.3%}): "
             f"{trained['adapters']:,} in adapters, {trained['mix']:,} mix weights",
+            **{
+                f"stage {number}": f"{stage['tokens']:,} tokens in {stage['steps']:,} steps, "
+                f"{' + '.join(stage['objective'])}, training {stage['train']}"
+                for number, stage in enumerate(plan["stages"], start=1)
+            },
             "training": f"{run['tokens']:,} tokens in {run['steps']:,} steps of "
             f"{run['tokens_per_step']:,} tokens, rows of {run['seq_len']:,}, {run['dtype']}",
             "work": f"{run['operations']:.2g} operations in products with weights: "

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from .liger import mixes, sizes
 from .liger.modeling import apply, attention_mode, spec_of
 from .liger.spec import LigerSpec
 from .recipe import Recipe
-from .training import checkpoint, evaluate, processes
+from .training import evaluate, processes, stages
 from .training.loop import TrainResult
 
 POSITION_EDGES = (0, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -62,7 +63,7 @@ class _Conversion(Job):
         with attention_mode(model, "window"):
             losses["window_only"] = self.losses(model)
         trained, parameters = self._swapped(model)
-        done = self.train(trained, self.path, _teacher(trained))
+        done, staged = self._staged(trained, self.path)
         losses["student"] = self.losses(trained)
         passed = self._finished(trained) if processes.is_main() else []
         del model, trained
@@ -70,6 +71,7 @@ class _Conversion(Job):
         if not processes.is_main():
             return {}
         summary = self._summary(spec, losses, baseline, done, parameters, passed)
+        summary |= {"stages": staged} if staged else {}
         return summary | ({"sensitivity": measured} if measured else {})
 
     def card(self, summary: dict[str, Any]) -> str:
@@ -93,6 +95,29 @@ class _Conversion(Job):
         added += ["prefix"] if spec.prefix != "none" else []
         return self.adapted(model, **({"modules_to_save": added} if added else {}))
 
+    def _staged(self, model: nn.Module, run_dir: Path) -> tuple[TrainResult, list[dict[str, Any]]]:
+        """The recipe's stages, then its main training: all they took together, and each stage.
+
+        A stage that is done is read back from its last checkpoint.
+        """
+        recipe, teacher, done = self.recipe, _teacher(model), []
+        for number, stage in enumerate(recipe.stages, start=1):
+            settings = stages.settings_of(stage, recipe.training, number)
+            with stages.only(model, stage.train):
+                home = stages.directory(run_dir, number)
+                done.append(self.train(model, home, teacher, settings=settings))
+        main = self.train(model, run_dir, teacher)
+        total = {
+            name: getattr(main, name) + sum(getattr(stage, name) for stage in done)
+            for name in ("steps", "tokens", "seconds")
+        }
+        told = [
+            {"steps": x.steps, "tokens": x.tokens, "seconds": x.seconds}
+            | {"loss": [x.losses[0], x.losses[-1]]}
+            for x in done
+        ]
+        return replace(main, **total), told
+
     def _finished(self, trained: nn.Module) -> list[dict[str, Any]]:
         """Merge, check and save; the checks that passed."""
         model, passed = self.folded(trained)
@@ -103,10 +128,11 @@ class _Conversion(Job):
         """Held-out losses of the window alone, trained with the same recipe and budget."""
         run_dir = self.path / "baseline"
         trained, _ = self._swapped(apply(self.load(), replace(spec, mix="window", prefix="none")))
-        self.train(trained, run_dir, _teacher(trained))
+        self._staged(trained, run_dir)
         losses = self.losses(trained)
         if processes.is_main():
-            shutil.rmtree(checkpoint.directory(run_dir), ignore_errors=True)
+            for home in stages.checkpoints(run_dir):
+                shutil.rmtree(home, ignore_errors=True)
         return losses
 
     def _summary(
@@ -153,8 +179,11 @@ def _teacher(model: nn.Module) -> Any:
 
     @contextlib.contextmanager
     def teacher() -> Iterator[None]:
+        frozen = [p for p in model.parameters() if not p.requires_grad]
         with model.disable_adapter(), attention_mode(model, "softmax"):
             yield
+        for parameter in frozen:  # peft makes every adapter trainable when it is switched on again
+            parameter.requires_grad_(False)
 
     return teacher
 

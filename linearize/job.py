@@ -25,9 +25,8 @@ from .converted import cast, merge_adapter, write_json
 from .errors import UsageError
 from .liger import bases
 from .output import OutputDirectory
-from .recipe import AnyRecipe, RecurrenceSettings
+from .recipe import AnyRecipe, RecurrenceSettings, TrainingSettings
 from .training import (
-    checkpoint,
     data,
     evaluate,
     objectives,
@@ -37,6 +36,7 @@ from .training import (
     processes,
     prompt_rows,
     pseudo_repetition,
+    stages,
 )
 from .training.loop import TrainResult, train
 from .training.objectives import Teacher
@@ -66,7 +66,7 @@ class Job(ABC):
         self.device = device.pick(recipe.training.device)
         trust = recipe.trust_remote_code
         self.tokenizer = pretrained.tokenizer(base, trust)
-        budget = plan["training"]["tokens"]
+        budget = plan["training"]["tokens"] + sum(s["tokens"] for s in plan.get("stages", ()))
         self.rows, self.held_out, self.data = packing.build_rows(
             recipe.data, self.tokenizer, budget
         )
@@ -118,9 +118,10 @@ class Job(ABC):
         run_dir: Path,
         teacher: Teacher | None,
         recurrence: RecurrenceSettings | None = None,
+        settings: TrainingSettings | None = None,
     ) -> TrainResult:
-        """Train in place, resuming what `run_dir` holds."""
-        settings = self.recipe.training
+        """Train in place, resuming what `run_dir` holds; `settings`: None = the recipe's."""
+        settings = settings or self.recipe.training
         return train(
             model,
             self.rows,
@@ -234,8 +235,9 @@ def run(
             write_json(path / "result.json", summary)
             (path / "README.md").write_text(job.card(summary), encoding="utf-8")
         finally:
-            directory.keep = directory.keep or checkpoint.latest(path) is not None
-        shutil.rmtree(checkpoint.directory(path), ignore_errors=True)
+            directory.keep |= any(home.exists() for home in stages.checkpoints(path))
+        for home in stages.checkpoints(path):
+            shutil.rmtree(home, ignore_errors=True)
         return processes.from_main(Result(directory.commit(), summary))
 
 

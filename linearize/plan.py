@@ -21,7 +21,7 @@ from .liger.spec import LigerSpec
 from .output import OutputDirectory
 from .recipe import AnyRecipe, FinetuneRecipe, LoopRecipe, Recipe
 from .recurrent_depth.retrofit import WHOLE, looped_config
-from .training import data, objectives, own_rows, prefix_rows
+from .training import data, objectives, prefix_rows, stages
 from .training.optimizer import steps_of
 
 
@@ -32,8 +32,8 @@ def plan(
 
     - `dry`: nothing will be run, so a base without weights does; `notes` says that there are none.
 
-    Keys: `model`, `swap`, `parameters`, `training`, `data`, `memory_bytes` (per device; see
-    `sizes.training_bytes`), `device` and `fits`, `state_bytes`, `kv_bytes_per_token`, `notes`
+    Keys: `model`, `swap`, `parameters`, `stages`, `training`, `data`, `memory_bytes` (per device;
+    see `sizes.training_bytes`), `device` and `fits`, `state_bytes`, `kv_bytes_per_token`, `notes`
     (what may not be meant), `output`. With `keep_softmax: auto:k`, `swap` says k as `measured`: so
     many of its `layers` will stay softmax too.
 
@@ -47,7 +47,7 @@ def plan(
     settings, named = recipe.training, recipe.liger.spec().resolved(config.num_hidden_layers)
     spec = sensitivity.stand_in(named, recipe.liger.auto, config.num_hidden_layers)
     gates.of(spec)
-    _check_objectives(recipe)
+    stages.check(recipe)
     prefix_rows.check(settings.objective, spec.prefix, made=True)
     converted = sizes.converted_model(config, spec)
     absent = _check_files(recipe, path, dry)
@@ -58,7 +58,8 @@ def plan(
     targets = bases.lora_targets(config.model_type, lora.targets)
     adapters = sizes.lora_parameters(converted, rank=lora.rank, targets=targets)
     trained = adapters + mix if lora.rank else total
-    teacher = objectives.needs_teacher(settings.objective) is not None
+    every = (settings, *recipe.stages)
+    taught = [objectives.needs_teacher(x.objective) is not None for x in every]
     memory = sizes.training_bytes(
         shape,
         spec,
@@ -69,14 +70,14 @@ def plan(
         seq_len=recipe.data.seq_len,
         dtype=dtype,
         checkpointing=settings.gradient_checkpointing,
-        teacher=teacher,
+        teacher=any(taught),
     )
     run = _training(recipe, dtype)
     operations = sizes.training_operations(
         converted,
         tokens=run["tokens"],
         everything=not lora.rank,
-        teacher=teacher,
+        teacher=taught[0],
         checkpointing=settings.gradient_checkpointing,
     )
     return {
@@ -94,6 +95,7 @@ def plan(
             "trained": trained,
             "trained_share": trained / (total + adapters),
         },
+        "stages": stages.planned(recipe, mix),
         "training": {**run, "operations": operations},
         "data": _data(recipe),
         "memory_bytes": memory,
@@ -119,7 +121,7 @@ def finetuning(
     Raises what `finetune` would raise before it loads weights.
     """
     path, config = _found(recipe, "finetune", dry)
-    _check_objectives(recipe)
+    stages.check(recipe)
     held = (getattr(config, "linearize", None) or {}).get("spec", {})
     prefix_rows.check(recipe.training.objective, held.get("prefix", "none"))
     repeats = objectives.needs_repeats(recipe.training.objective)
@@ -148,7 +150,7 @@ def looping(
             f"objective '{taught}' needs the model as it was, and its layers are cut here; "
             "use training.objective={next_token: 1}"
         )
-    _check_objectives(recipe)
+    stages.check(recipe)
     prefix_rows.check(recipe.training.objective, "none")
     kept = spec.kept(config.num_hidden_layers)
     dropped = [i for i in range(config.num_hidden_layers) if i not in kept]
@@ -211,20 +213,6 @@ def _found(recipe: AnyRecipe, command: str, dry: bool) -> tuple[Path, PreTrained
         recipe.base, revision=recipe.revision, trust_remote_code=trust, weights=not dry
     )
     return path, pretrained.read_config(path, trust)
-
-
-def _check_objectives(recipe: AnyRecipe) -> None:
-    weights = recipe.training.objective
-    repeats = objectives.needs_repeats(weights)
-    objectives.check(weights, share=recipe.repetition.share if repeats else 0.0)
-    taught = objectives.needs_teacher(weights)
-    if not recipe.lora.rank and taught:
-        raise UsageError(
-            f"lora.rank=0 trains the weights that objective '{taught}' needs as teacher; "
-            "use a rank of at least 1, or training.objective={next_token: 1}"
-        )
-    if repeats:
-        own_rows.check(recipe)
 
 
 def _check_files(recipe: AnyRecipe, path: Path, dry: bool) -> list[str]:

@@ -124,6 +124,16 @@ class TrainingSettings(_Strict):
     log_every: int = Field(1, ge=1)  # optimizer steps
 
 
+class StageSettings(_Strict):
+    """A training before the main one; what it does not say is as in `training`."""
+
+    tokens: int = Field(ge=1)
+    objective: dict[str, float] = {"align": 1.0}
+    train: Literal["all", "mix"] = "all"  # mix = only what the conversion added
+    learning_rate: float | None = Field(None, gt=0)
+    mix_learning_rate: float | None = Field(None, gt=0)
+
+
 class RepetitionSettings(_Strict):
     """Rows that repeat one piece of the training text, for objectives that train against loops."""
 
@@ -189,6 +199,7 @@ class Recipe(_Job):
     """Everything `linearize convert` needs."""
 
     liger: LigerSettings = LigerSettings()
+    stages: list[StageSettings] = []  # before `training`, in this order
     output: OutputSettings = OutputSettings()
 
 

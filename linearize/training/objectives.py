@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 import torch
@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import UsageError, suggest
 from ..recipe import RepetitionSettings
 from . import ditto as ditto_loss
+from .alignment import Call, recorded
 from .evaluate import evaluating, model_inputs
 from .packing import IGNORED
 
@@ -46,6 +47,7 @@ class Forward:
         self.model = model
         self.batch = batch
         self.repetition = repetition or RepetitionSettings()
+        self.aligned = False  # whether the teacher's pass keeps what its attentions do
         self._teacher = teacher
         self._depth = {} if num_steps is None else {"num_steps": num_steps}
 
@@ -67,14 +69,24 @@ class Forward:
     @cached_property
     def teacher_logits(self) -> Tensor:
         """The teacher's `[B, T, V]`: no gradient, eval mode. Raises `UsageError` without one."""
+        return self._taught[0]
+
+    @property
+    def attentions(self) -> list[Call]:
+        """Converted attentions in the teacher's pass, in order; `aligned` must have been set."""
+        return self._taught[1]
+
+    @cached_property
+    def _taught(self) -> tuple[Tensor, list[Call]]:
         if self._teacher is None:
             raise UsageError(
                 "this objective needs a teacher, and there is none; use 'next_token' alone"
             )
-        with torch.no_grad(), self._teacher(), evaluating(self.model):
-            inputs = model_inputs(self.batch)
-            inputs.pop("prefix_lengths", None)
-            return self.model(**inputs | {"input_ids": self._read}).logits
+        inputs = model_inputs(self.batch)
+        inputs.pop("prefix_lengths", None)
+        recording = recorded(self.model) if self.aligned else nullcontext([])
+        with torch.no_grad(), self._teacher(), evaluating(self.model), recording as calls:
+            return self.model(**inputs | {"input_ids": self._read}).logits, calls
 
 
 Objective = Callable[[Forward], Tensor]
@@ -116,6 +128,27 @@ def next_token(step: Forward) -> Tensor:
 def distill(step: Forward) -> Tensor:
     """KL(teacher || student) in nats per target token (Hinton et al. 2015 at temperature 1)."""
     return token_mean(_divergence, step.targets, step.logits, step.teacher_logits)
+
+
+@objective("align", taught=True)
+def align(step: Forward) -> Tensor:
+    """|o - t|^2 / |t|^2, the share of the teacher's attention output t that the student's o misses.
+
+    Both are outputs of one layer's attention, its projection included, for the input that the
+    teacher has there; mean over converted layers and target tokens.
+    """
+    counted, total = step.targets != IGNORED, step.targets.new_zeros((), dtype=torch.float32)
+    for call in step.attentions:
+        teacher = call.output.float()
+        missed = (call.student().float() - teacher).square().sum(-1)
+        share = missed / teacher.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
+        total = total + share.masked_fill(~counted, 0).sum()
+    if not step.attentions:
+        raise UsageError(
+            "objective 'align' compares converted layers with softmax attention, and this model "
+            "has none; use distill or next_token"
+        )
+    return total / len(step.attentions) / counted.sum().clamp(min=1)
 
 
 @objective("masked_prefix")
@@ -269,6 +302,7 @@ def total(step: Forward, weights: Mapping[str, float]) -> tuple[Tensor, dict[str
     Of `weights` only the objectives for rows of the batch's kind count.
     """
     check(weights, share=1.0)
+    step.aligned = "align" in weights
     repeated = "previous" in step.batch
     values = {name: OBJECTIVES[name](step) for name in weights if (name in ON_REPEATS) == repeated}
     loss = torch.stack([weights[name] * value for name, value in values.items()]).sum()
