@@ -9,6 +9,7 @@ Makes what is missing in DIR, one conversion after the other, and writes `result
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -86,14 +87,17 @@ def factor_rows() -> list[Row]:
 
 
 def recipe_of(
-    row: Row, window: int, common: Sequence[str], out: Path, tokens: int
+    row: Row, window: int, common: Sequence[str], out: Path, tokens: int, best: str = BEST
 ) -> recipes.Recipe | recipes.FinetuneRecipe:
-    """`common`: overrides of every row, base and texts among them; those of the row win."""
+    """`common`: overrides of every row, base and texts among them; those of the row win.
+
+    - `best`: the recipe that stands for the default.
+    """
     given = [*common, f"training.tokens={tokens}", f"out={out}"]
     if row.recipe != TUNED:
         own = [f"liger.window={window}", "output.samples=0", *row.changes]
-        return recipes.load(row.recipe, [*given, *own])
-    like = recipes.load(BEST, [*given]).model_dump(mode="json")
+        return recipes.load(best if row.recipe == BEST else row.recipe, [*given, *own])
+    like = recipes.load(best, [*given]).model_dump(mode="json")
     training = like["training"] | {"objective": {"next_token": 1.0}}
     shared = {name: like[name] for name in ("base", "out", "data", "lora")}
     return recipes.build(
@@ -148,6 +152,7 @@ def run(
     common: Sequence[str],
     out: Path,
     *,
+    best: str = BEST,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
     """Make and measure what is missing of (row, window, tokens); all that `out` holds.
@@ -158,7 +163,7 @@ def run(
     held = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     for row, window, tokens in jobs:
         folder = row.folder(window)
-        recipe = recipe_of(row, window, common, out / folder, tokens)
+        recipe = recipe_of(row, window, common, out / folder, tokens, best)
         make(recipe)
         if any(one["folder"] == folder and one["window"] == window for one in held):
             continue
@@ -201,6 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", required=True, help="text to train on")
     parser.add_argument("--eval-data", help="held-out text; else a share of the other")
     parser.add_argument("--out", type=Path, required=True, help="directory for everything")
+    parser.add_argument("--recipe", default=BEST, help=f"what is default; {BEST} unless given")
     parser.add_argument("--window", type=int, action="append", help="may be repeated: 16 and 64")
     parser.add_argument("--tokens", type=int, default=1_000_000, help="of the main rows")
     parser.add_argument("--small-tokens", type=int, default=200_000, help="of the others")
@@ -222,7 +228,8 @@ def main(arguments: list[str] | None = None) -> int:
             if options.only is None or row.name in options.only
         ]
         options.out.mkdir(parents=True, exist_ok=True)
-        found = run(jobs, common, options.out, tell=lambda x: print(x, file=sys.stderr, flush=True))
+        tell = functools.partial(print, file=sys.stderr, flush=True)
+        found = run(jobs, common, options.out, best=options.recipe, tell=tell)
     except LinearizeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
