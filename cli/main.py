@@ -8,7 +8,20 @@ import typer
 
 import linearize
 
-from . import bench, compare, convert, doctor, finetune, gates, inspect, loop, merge, paths, report
+from . import (
+    bench,
+    compare,
+    convert,
+    doctor,
+    finetune,
+    gates,
+    inspect,
+    loop,
+    merge,
+    paths,
+    report,
+    swap,
+)
 from . import eval as evaluation
 from ._run import run
 
@@ -32,6 +45,7 @@ app.command("loop", no_args_is_help=True)(loop.loop)
 app.command("merge", no_args_is_help=True)(merge.merge)
 app.command("paths", no_args_is_help=True)(paths.paths)
 app.command("report", no_args_is_help=True)(report.report)
+app.command("swap", no_args_is_help=True)(swap.swap)
 app.command(
     "eval",
     no_args_is_help=True,

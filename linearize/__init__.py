@@ -21,10 +21,11 @@ _HOMES = {
     "loop": "looping",
     "retrofit": "recurrent_depth.retrofit",
     "load": "converted",
+    "swap": "swapping",
 }
 
 __all__ = ["LigerSpec", "Result", "__version__", "apply", "convert", "finetune", "load", "loop"]
-__all__ += ["ops", "retrofit"]
+__all__ += ["ops", "retrofit", "swap"]
 
 
 def __getattr__(name: str) -> Any:

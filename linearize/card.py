@@ -91,6 +91,19 @@ def model_card(result: dict[str, Any], *, path: str = "path/to/this/model") -> s
     return _page(f"{Path(name).name}, linearized", _front_matter(result, _tags(result)), sections)
 
 
+def swapped_card(summary: dict[str, Any], *, path: str = "path/to/this/model") -> str:
+    """README.md of a model that was swapped and not trained; `summary` as `swap` returns it."""
+    sections = {
+        None: f"{_layers(summary)}\n\nNothing was trained: what the swap costs is not repaired.\n",
+        "Load it": _LOAD.format(path=path),
+        "Limits": "- Train it before you use it: `linearize finetune`.\n" + _HELD,
+        "Licence": _licence_text(summary["base"]),
+        "Provenance": _provenance(summary),
+    }
+    name = Path(str(summary["base"]["name"])).name
+    return _page(f"{name}, swapped", _front_matter(summary, _tags(summary)), sections)
+
+
 def finetuned_card(result: dict[str, Any], *, path: str = "path/to/this/model") -> str:
     """README.md of a fine-tuned model; arguments as of `model_card`."""
     name = Path(str(result["base"]["name"])).name
@@ -184,6 +197,10 @@ def _linked(result: dict[str, Any]) -> str:
 
 
 def _summary(result: dict[str, Any]) -> str:
+    return f"{_layers(result)}\n\n{_trained(result)}"
+
+
+def _layers(result: dict[str, Any]) -> str:
     name, spec = _linked(result), result["spec"]
     state = figures.bytes_text(result["state_bytes"]["total"])
     if spec["mix"] == "window":
@@ -206,7 +223,7 @@ def _summary(result: dict[str, Any]) -> str:
         text += f"Memory per sequence is constant: {state}, whatever the length."
     if even is not None:
         text += f" From {even:,} tokens on the base's KV cache takes as much or more."
-    return f"{text}\n\n{_trained(result)}"
+    return text
 
 
 def _trained(result: dict[str, Any]) -> str:
@@ -287,12 +304,13 @@ def _provenance(result: dict[str, Any]) -> str:
     base = result["base"]
     spec = ", ".join(f"{key}={value}" for key, value in (result.get("spec") or {}).items())
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    failed = [c["name"] for c in result["checks"] if not c["passed"]]
-    checks = f"failed: {', '.join(failed)}" if failed else f"all {len(result['checks'])} passed"
+    made = result.get("checks", [])  # of what was only swapped there are none
+    failed = [c["name"] for c in made if not c["passed"]]
+    checks = f"failed: {', '.join(failed)}" if failed else f"all {len(made)} passed"
     return (
         f"- base: `{base['name']}` ({base['model_type']}, {base['parameters']:,} parameters), "
         f"content hash `{base['hash']}`\n"
         + (f"- spec: `{spec}`\n" if spec else "")
-        + f"- checks after saving: {checks}\n"
-        f"- versions: {versions}; device {result['device']}\n"
+        + (f"- checks after saving: {checks}\n" if made else "")
+        + f"- versions: {versions}; device {result['device']}\n"
     )

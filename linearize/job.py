@@ -182,19 +182,12 @@ class Job(ABC):
             "tokens": done.tokens,
             "seconds": done.seconds,
             "trained_parameters": trained,
-            "versions": _versions(),
+            "versions": versions(),
             "device": device.describe(self.device),
         }
 
     def _provenance(self, earlier: dict[str, Any] | None) -> dict[str, Any]:
-        made = {
-            "base": self.recipe.base,
-            "revision": self.recipe.revision,
-            "hash": self.hash,
-            "recipe": self.recipe.model_dump(mode="json"),
-            "versions": _versions(),
-            "dtype": self.plan["saved_dtype"],
-        }
+        made = provenance(self.recipe, self.hash, self.plan["saved_dtype"])
         return made if earlier is None else {**made, "base_provenance": earlier}
 
 
@@ -228,7 +221,7 @@ def run(
     with output as directory:
         path = directory.path
         try:
-            _same_recipe(recipe, path)
+            same_recipe(recipe, path)
             processes.from_main(path)
             job = kind(recipe, plan, base, path)
             summary = job.run()
@@ -269,12 +262,24 @@ def with_adapters(model: PreTrainedModel, recipe: AnyRecipe, **more: Any) -> Pef
         return get_peft_model(model, config)
 
 
+def provenance(recipe: AnyRecipe, content_hash: str, dtype: str) -> dict[str, Any]:
+    """What a model's config says of how it was made: of which base, saved in which dtype."""
+    return {
+        "base": recipe.base,
+        "revision": recipe.revision,
+        "hash": content_hash,
+        "recipe": recipe.model_dump(mode="json"),
+        "versions": versions(),
+        "dtype": dtype,
+    }
+
+
 def mean(losses: Tensor) -> float:
     """Nats per target token."""
     return losses.double().nanmean().item()
 
 
-def _same_recipe(recipe: AnyRecipe, path: Path) -> None:
+def same_recipe(recipe: AnyRecipe, path: Path) -> None:
     """Save the recipe; on resume refuse one that would have led somewhere else."""
     file = path / RECIPE
     if file.exists():
@@ -290,5 +295,6 @@ def _same_recipe(recipe: AnyRecipe, path: Path) -> None:
     file.write_text(recipes.dump(recipe), encoding="utf-8")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of the packages that a result depends on."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}

@@ -147,6 +147,13 @@ def check_weights(path: Path) -> None:
             )
 
 
+def stored_tensors(path: Path) -> dict[str, str]:
+    """The tensors that make up a model, and the name of the file that holds each."""
+    if (path / WEIGHTS).exists():
+        return dict.fromkeys(_tensor_names(path / WEIGHTS), WEIGHTS)
+    return _weight_map(path)
+
+
 def stored_dtype(path: Path, config: PreTrainedConfig) -> torch.dtype:
     """The dtype `load` keeps with `dtype="auto"`: the config's, else that of the weights.
 

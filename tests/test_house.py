@@ -18,7 +18,8 @@ ROOMS = [
     {"recipe", "recipe_files"},
     {"training", "device", "output"},
     {"card", "checks", "conversion", "converted", "figures", "finetuning", "inspection"}
-    | {"job", "looping", "plan", "pretrain", "pretrained", "sensitivity"},
+    | {"job", "looping", "plan", "pretrain", "pretrained", "sensitivity"}
+    | {"swapping"},
     {"_register", "__init__"},
 ]
 SIGHT_OF_RECIPE = {"errors", "liger.spec", "recipe_files", "recurrent_depth.spec"}
