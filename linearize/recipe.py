@@ -119,6 +119,7 @@ class TrainingSettings(_Strict):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"  # auto = cuda, then mps, then cpu
     gradient_checkpointing: bool = False
+    shard: bool = False  # of several processes each holds a part of the model (FSDP2)
     checkpoint_every: int = Field(100, ge=1)  # optimizer steps
     eval_every: int = Field(0, ge=0)  # optimizer steps; 0 = only before and after
     log_every: int = Field(1, ge=1)  # optimizer steps

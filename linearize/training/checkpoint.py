@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import InputError, OutputError
+from .sharding import like, whole
 
 FORMAT = 1
 _KEEP = 2
@@ -60,6 +61,7 @@ def save(
     settings: Mapping[str, Any],
     extra: Mapping[str, Any] | None = None,
     more: Mapping[str, Tensor] | None = None,
+    write: bool = True,
 ) -> Path:
     """Write a checkpoint and remove all but the last two.
 
@@ -71,12 +73,16 @@ def save(
         settings: JSON-able; `load` refuses a run whose settings differ.
         extra: JSON-able state of anything else; `load` hands it back.
         more: the same as tensors.
+        write: False in processes that only take part in making shared parameters whole.
 
     Raises `OutputError` if it cannot be written; earlier checkpoints stay as they were.
     """
     home = directory(run_dir)
     final = home / f"step-{progress.step:08d}"
     partial = home / f".partial-{progress.step:08d}"
+    tensors = _pack(parameters, optimizer, keep=write)
+    if not write:
+        return final
     try:
         home.mkdir(parents=True, exist_ok=True)
         for leftover in home.glob(".*"):
@@ -84,8 +90,7 @@ def save(
         partial.mkdir()
         losses = torch.tensor(progress.losses, dtype=torch.float64)
         others = {f"{_MORE}{name}": tensor for name, tensor in (more or {}).items()}
-        tensors = _pack(parameters, optimizer) | {"losses": losses} | others
-        save_file(tensors, partial / _TENSORS)
+        save_file(tensors | {"losses": losses} | others, partial / _TENSORS)
         state = {
             "format": FORMAT,
             "step": progress.step,
@@ -148,7 +153,7 @@ def load(
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(saved[name])
+            parameter.copy_(like(saved[name], parameter))
     optimizer.load_state_dict(_unpack(tensors, parameters, optimizer))
     progress = Progress(state["step"], state["tokens"], state["seconds"], losses)
     more = {n.removeprefix(_MORE): t for n, t in tensors.items() if n.startswith(_MORE)}
@@ -156,14 +161,21 @@ def load(
 
 
 def _pack(
-    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, *, keep: bool
 ) -> dict[str, Tensor]:
-    tensors = {}
+    """What a checkpoint holds; nothing without `keep`, which spares the others the memory."""
+    packed = {}
+
+    def add(name: str, tensor: Tensor) -> None:
+        made = whole(tensor)
+        if keep:  # what was gathered must not fill the device
+            packed[name] = (made if made is tensor else made.cpu()).contiguous()
+
     for name, parameter in parameters.items():
-        tensors[f"parameter/{name}"] = parameter.detach()
+        add(f"parameter/{name}", parameter.detach())
         for key, value in optimizer.state[parameter].items():
-            tensors[f"optimizer/{key}/{name}"] = value
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+            add(f"optimizer/{key}/{name}", value)
+    return packed
 
 
 def _unpack(
@@ -179,7 +191,7 @@ def _unpack(
     for name, tensor in tensors.items():
         kind, key, *owner = name.split("/", 2)
         if kind == "optimizer":
-            packed["state"].setdefault(owner[0], {})[key] = tensor
+            packed["state"].setdefault(owner[0], {})[key] = like(tensor, parameters[owner[0]])
     packed["state"] = {
         index: packed["state"][names[parameter]]
         for index, parameter in enumerate(ordered)

@@ -29,6 +29,8 @@ def prepared(model: nn.Module, settings: TrainingSettings) -> Iterator[Accelerat
     """
     accelerator = _accelerator(model, settings)
     model.to(accelerator.device).train()
+    # They start alike where seeds and files are alike; devices of two kinds draw differently.
+    processes.from_main_(p for p in model.parameters() if p.requires_grad)
     if not settings.gradient_checkpointing:
         yield accelerator
         return
@@ -79,7 +81,7 @@ def _accelerator(model: nn.Module, settings: TrainingSettings) -> Accelerator:
     if kind != DistributedType.NO and not kind.value.startswith("MULTI_"):
         raise UsageError(
             f"training under {kind.value} is not supported; use torchrun, which gives every "
-            "process the whole model"
+            "process the whole model, or a part of it with training.shard=true"
         )
     return accelerator
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from . import processes
 from .packing import IGNORED, Rows
+from .sharding import is_sharded
 
 _INPUTS = ("input_ids", "attention_mask", "position_ids", "prefix_lengths")
 
@@ -65,14 +67,19 @@ def token_losses(
     depth = {} if num_steps is None else {"num_steps": num_steps}
     own, of = (processes.rank(), processes.count()) if shared else (0, 1)
     found = torch.zeros(count, rows.seq_len)
-    with evaluating(model):
-        for start in range(own * batch_size, count, of * batch_size):
+    together = is_sharded(model)
+    with evaluating(model), processes.connected():
+        for turn in range(math.ceil(count / (of * batch_size))):
+            start = (turn * of + own) * batch_size
             chosen = range(start, min(start + batch_size, count))
-            batch = rows.batch(chosen)
+            if not chosen and not together:
+                break
+            # A sharded model runs in all processes or in none: also in one without a batch left.
+            batch = rows.batch(chosen or [0])
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             logits = model(**model_inputs(batch), **depth).logits
             # One row at a time: a float32 copy of all logits would double the peak.
-            for row, scores, targets in zip(chosen, logits, batch["targets"], strict=True):
+            for row, scores, targets in zip(chosen, logits, batch["targets"], strict=bool(chosen)):
                 losses = F.cross_entropy(
                     scores.float(), targets, ignore_index=IGNORED, reduction="none"
                 )

@@ -45,12 +45,14 @@ from .packing import Rows, row_at
 from .progress import METRICS, Reporter, memory, read
 from .pseudo_repetition import RepeatedRows, repeats
 from .recurrence import recurrences
+from .sharding import check, is_sharded, sharded, whole
 
 OnStep = Callable[[dict[str, Any]], None]
 Evaluate = Callable[[nn.Module], float]
 
 # These may change between a run and its continuation; everything else must be the same.
-_FREE = {"checkpoint_every", "eval_every", "log_every", "device", "gradient_checkpointing"}
+_FREE = {"checkpoint_every", "eval_every", "log_every"}
+_FREE |= {"device", "gradient_checkpointing", "shard"}
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def train(
         raise UsageError(
             "objective 'ditto' and repeated rows belong together: give both, or neither"
         )
-    with prepared(model, settings) as accelerator:
+    check(settings, looped=recurrence is not None, writes=isinstance(repeated, OwnRows))
+    with prepared(model, settings) as accelerator, sharded(model, asked=settings.shard):
         held = processes.from_main(checkpoint.latest(run_dir))
         if held and not resume:
             raise OutputError(
@@ -145,14 +148,13 @@ class _Run:
         self.settings, self.run_dir, self.teacher = settings, run_dir, teacher
         self.repeated, self.recurrence = repeated, recurrence
         self.steps, self.step_tokens = steps_of(settings, seq_len=rows.seq_len)
-        self.share = _share(settings.batch_size * settings.accumulate)
+        self.sharded = is_sharded(model)
+        self.share = processes.share_of(settings.batch_size * settings.accumulate)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if self.steps and not len(rows):
             raise UsageError("there are no rows to train on; use more text or a smaller seq_len")
         if self.steps and not self.parameters:
             raise UsageError("no parameter requires grad, so there is nothing to train")
-        # They start alike where seeds and files are alike; devices of two kinds draw differently.
-        processes.from_main_(self.parameters.values())
         self.optimizer = adamw(self.parameters, settings) if self.steps else None
         # What must stay the same between a run and its continuation.
         self.identity = settings.model_dump(mode="json", exclude=_FREE) | {
@@ -248,12 +250,13 @@ class _Run:
             depth = recurrences(step, self.steps, self.recurrence, seed=settings.seed)
         for first, batch, weight in zip(firsts, batches, weights, strict=True):
             self._seed("forward", step, first)
-            found = self._backward(batch, weight, depth)
+            with processes.connected():
+                found = self._backward(batch, weight, depth)
             sums = {name: sums.get(name, 0) + value for name, value in found.items()}
         self._sum_gradients()
         if accelerator.scaler is not None:
             accelerator.scaler.unscale_(self.optimizer)
-        norm = clip_grad_norm_(self.parameters.values(), settings.clip)
+        norm = whole(clip_grad_norm_(self.parameters.values(), settings.clip))
 
         means = processes.summed(torch.stack(list(sums.values())).float())
         *means, norm = torch.cat([means, norm.float()[None]]).tolist()
@@ -328,7 +331,7 @@ class _Run:
 
     def _sum_gradients(self) -> None:
         """Over all processes; what no row of any of them reached keeps none, as in one process."""
-        if processes.count() == 1:
+        if processes.count() == 1 or self.sharded:  # then they were summed as they came
             return
         parameters = list(self.parameters.values())
         reached = torch.tensor([float(p.grad is not None) for p in parameters])
@@ -366,25 +369,14 @@ class _Run:
 
     def _save(self, step: int, seconds: float, losses: list[float]) -> None:
         scaler = self.accelerator.scaler
-        if processes.is_main():
-            checkpoint.save(
-                self.run_dir,
-                Progress(step, step * self.step_tokens, seconds, tuple(losses)),
-                parameters=self.parameters,
-                optimizer=self.optimizer,
-                settings=self.identity,
-                extra={} if scaler is None else {"scaler": scaler.state_dict()},
-                more=self.repeated.state() if isinstance(self.repeated, OwnRows) else {},
-            )
-        processes.wait()
-
-
-def _share(rows: int) -> range:
-    """Which of a step's rows are this process's."""
-    size, rest = divmod(rows, processes.count())
-    if rest or not size:
-        raise UsageError(
-            f"a step of {rows} rows (training.batch_size * training.accumulate) cannot be shared "
-            f"evenly by {processes.count()} processes; make it a multiple of them"
+        checkpoint.save(
+            self.run_dir,
+            Progress(step, step * self.step_tokens, seconds, tuple(losses)),
+            parameters=self.parameters,
+            optimizer=self.optimizer,
+            settings=self.identity,
+            extra={} if scaler is None else {"scaler": scaler.state_dict()},
+            more=self.repeated.state() if isinstance(self.repeated, OwnRows) else {},
+            write=processes.is_main(),
         )
-    return range(processes.rank() * size, (processes.rank() + 1) * size)
+        processes.wait()

@@ -7,6 +7,7 @@ instead of a hang. In a run of one process nothing is exchanged. Only the main p
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,13 +18,14 @@ import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor
 
-from ..errors import ProcessLost
+from ..errors import ProcessLost, UsageError
 
 Value = TypeVar("Value")
 
 # While the main process merges, checks and saves, the others wait. That a process has died shows
 # in its connections, not in this limit.
 _PATIENCE = timedelta(days=1)
+_SPEAK_OF_PEERS = re.compile("gloo|nccl|connection (closed|reset)|broken pipe", re.IGNORECASE)
 _BUCKET = 2**24  # elements exchanged at once: 64 MiB in float32
 
 
@@ -51,6 +53,20 @@ def rank() -> int:
 def is_main() -> bool:
     """Whether this process is the one that writes."""
     return rank() == 0
+
+
+def share_of(rows: int) -> range:
+    """Which of a step's rows are this process's.
+
+    Raises `UsageError` where they cannot be shared evenly.
+    """
+    size, rest = divmod(rows, count())
+    if rest or not size:
+        raise UsageError(
+            f"a step of {rows} rows (training.batch_size * training.accumulate) cannot be shared "
+            f"evenly by {count()} processes; make it a multiple of them"
+        )
+    return range(rank() * size, (rank() + 1) * size)
 
 
 def wait() -> None:
@@ -101,6 +117,20 @@ def from_main_(tensors: Iterable[Tensor]) -> None:
                 dist.broadcast(tensor.detach(), src=0)
 
 
+@contextmanager
+def connected() -> Iterator[None]:
+    """Around computing in which processes exchange: of its errors those of a lost connection count.
+
+    Raises `ProcessLost` for them.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or _SPEAK_OF_PEERS.search(str(error))):
+            raise
+        raise _lost(error) from error
+
+
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """Lists of tensors of about `_BUCKET` elements: few messages, and no copy of everything."""
     bucket, held = [], 0
@@ -124,7 +154,11 @@ def _exchange() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # of gloo and nccl: a connection was closed
-        raise ProcessLost(
-            f"process {rank()} lost another process of this run, whose own message, or the "
-            f"launcher's, says why ({str(error).splitlines()[0]})"
-        ) from error
+        raise _lost(error) from error
+
+
+def _lost(error: RuntimeError) -> ProcessLost:
+    return ProcessLost(
+        f"process {rank()} lost another process of this run, whose own message, or the "
+        f"launcher's, says why ({str(error).splitlines()[0]})"
+    )

@@ -101,16 +101,7 @@ def one_of_two(
     What it raised is in `error-RANK.txt`. `stop_at`: the first gets a SIGTERM after this step.
     `other_text`: the second reads fewer rows.
     """
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    torch.set_num_threads(1)
+    be_one_of_two(rank, port)
 
     def on_step(record: dict[str, Any]) -> None:
         if record["step"] == stop_at:
@@ -123,6 +114,20 @@ def one_of_two(
         text = f"{type(error).__name__}: {error}"
         run_dir.with_name(f"error-{rank}.txt").write_text(text)
         os._exit(error.exit_code)  # without waiting for the other
+
+
+def be_one_of_two(rank: int, port: int) -> None:
+    """What `torchrun --nproc_per_node 2` tells process `rank`."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    torch.set_num_threads(1)
 
 
 def trained(

@@ -23,13 +23,13 @@ RUN = {"steps": 6, "accumulate": 2, "checkpoint_every": 2, "eval_every": 3}
 PATIENCE = 120  # seconds after which a process counts as hanging
 
 
-def in_two(run_dir, **changes):
+def in_two(run_dir, target=one_of_two, **changes):
     """Start both processes of a run."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     both = [
-        children().Process(target=one_of_two, args=(rank, port, run_dir), kwargs=changes)
+        children().Process(target=target, args=(rank, port, run_dir), kwargs=changes)
         for rank in range(2)
     ]
     for process in both:
@@ -95,10 +95,10 @@ def test_started_in_one_process_and_continued_in_two(tmp_path, alone):
     check_equal(tmp_path / "run", alone)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_ends_the_other(tmp_path, rank):
+@pytest.mark.parametrize(("rank", "shard"), [(0, False), (1, False), (1, True)])
+def test_a_killed_process_ends_the_other(tmp_path, rank, shard):
     run_dir = tmp_path / "run"
-    both = in_two(run_dir, steps=10_000, checkpoint_every=2)
+    both = in_two(run_dir, steps=10_000, checkpoint_every=2, shard=shard)
     started = time.monotonic()
     while checkpoint.latest(run_dir) is None and time.monotonic() - started < PATIENCE:
         time.sleep(0.01)
