@@ -10,11 +10,14 @@ from linearize.errors import CheckError, LinearizeError, OutputError
 
 from .registry import BENCHES
 
+SHAPELESS = {"ops", "parity"}  # benches of operators, in dtypes of their own
 SMALL = "tiny"  # the shape that takes a minute: for trying the whole path
 # Bench -> options; looped models have shapes of their own, gla and window attention none.
 _FULL = {
     "ops": [],
-    "decode": ["--contexts", "1024", "4096", "16384", "65536"],
+    "parity": [],
+    "attention": ["--lengths", "1024", "8192", "32768", "--rows", "1", "16"],
+    "decode": ["--contexts", "1024", "4096", "16384", "65536", "131072"],
     "prefill": ["--lengths", "1024", "4096", "16384", "32768"],
     "train": ["--lengths", "1024", "8192", "--checkpointing"],
     "recurrent-depth": [],
@@ -23,6 +26,8 @@ _FULL = {
 }
 _TRIAL = {
     "ops": ["--lengths", "64", "--seconds", "0"],
+    "parity": ["--cases", "odd length", "packed"],
+    "attention": ["--lengths", "64", "--rows", "1", "2", "--seconds", "0"],
     "decode": ["--contexts", "64", "128", "--seconds", "0"],
     "prefill": ["--lengths", "64", "128", "--seconds", "0"],
     "train": ["--lengths", "64", "--checkpointing", "--seconds", "0"],
@@ -69,9 +74,9 @@ def run(asked: argparse.Namespace, bench: Callable[[list[str]], None]) -> None:
         device = torch.device(asked.device).type if asked.device != "auto" else "auto"
         file = asked.out / f"{name}-{shape}-{device}.json"
         arguments = [name, *(_TRIAL if trial else _FULL)[name]]
-        if name != "ops":
+        if name not in SHAPELESS:
             arguments += ["--shape", shape]
-        if name not in ("ops", "recurrent-depth"):
+        if name not in SHAPELESS | {"recurrent-depth"}:
             arguments += ["--dtype", asked.dtype]
         try:
             bench([*arguments, "--device", asked.device, "--json", str(file)])

@@ -27,6 +27,10 @@ class Bench:
 EVERY = "all"
 BENCHES = {
     "ops": Bench("ops", "gla and window attention beside full attention"),
+    "parity": Bench(
+        "parity", "fast forms of the recurrence, fla's among them, beside its definition", ""
+    ),
+    "attention": Bench("attention", "one layer's attention over prompts, converted beside base"),
     "decode": Bench("decode", "tokens/s and cache over context, converted beside base"),
     "prefill": Bench("prefill", "time and memory of reading a prompt, converted beside base"),
     "train": Bench("train", "time and memory of a LoRA step, converted beside base"),

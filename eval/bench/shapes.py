@@ -58,13 +58,23 @@ CONTEXT = 131_072  # positions that random weights are said to know
 
 
 def random(
-    name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    name: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    layers: int | None = None,
+    vocabulary: int | None = None,
 ) -> PreTrainedModel:
-    """A Llama of random weights. Raises `UsageError` for a name that is not in `SHAPES`."""
+    """A Llama of random weights, of its own numbers of layers and tokens unless others are given.
+
+    Raises `UsageError` for a name that is not in `SHAPES`.
+    """
     if name not in SHAPES:
         raise UsageError(f"there is no shape '{name}'{suggest(name, SHAPES)}")
     torch.manual_seed(0)
-    config = LlamaConfig(**SHAPES[name], max_position_embeddings=CONTEXT)
+    changes = {"num_hidden_layers": layers, "vocab_size": vocabulary}
+    values = SHAPES[name] | {key: value for key, value in changes.items() if value is not None}
+    config = LlamaConfig(**values, max_position_embeddings=CONTEXT)
     with torch.device(device):
         return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from linearize import pretrained
 from linearize.errors import UsageError
 from linearize.eval.bench import __main__ as bench
-from linearize.eval.bench import counting, drawing, ops, samplers, shapes, timing
+from linearize.eval.bench import counting, drawing, ops, parity, samplers, shapes, timing
 from linearize.eval.bench.registry import BENCHES
 
 CPU = torch.device("cpu")
@@ -111,7 +111,11 @@ def test_every_bench_runs_at_any_shape_and_writes_its_numbers(tmp_path):
             written["machine"]
         )
         assert written["limits"]["copy"] > 0 < written["limits"]["matrix"]
-    for name in ("prefill", "train"):
+    for record in found["parity"]["records"]:
+        assert all(record["passed"].values())
+        assert set(record["passed"]) | set(record["skipped"]) == {"chunk, cpu", "fla"}
+    assert [r["rows"] for r in found["attention"]["records"]] == [1, 2]
+    for name in ("attention", "prefill", "train"):
         for record in found[name]["records"]:
             for field in ("seconds", "operations", "peak_bytes", "of_matrix"):
                 assert list(record[field]) == ["base", "converted"]
@@ -121,6 +125,32 @@ def test_every_bench_runs_at_any_shape_and_writes_its_numbers(tmp_path):
     assert [r["examples"] for r in found["eval"]["records"]] == ["own", "same"]
     for record in found["eval"]["records"]:
         assert all(value < 1e-4 for value in record["difference"].values()), "the same scores"
+
+
+def test_forms_that_compute_something_else_do_not_pass(monkeypatch):
+    cases = ("one token", "strong decay", "packed")
+    assert all(r["passed"]["chunk, cpu"] for r in parity.run(CPU, cases))
+    right = parity.gla
+
+    def wrong(*args, backend, **inputs):
+        o, state = right(*args, backend=backend, **inputs)
+        return (o * 1.01 if backend == "chunk" else o), state
+
+    monkeypatch.setattr(parity, "gla", wrong)
+    for record in parity.run(CPU, cases):
+        assert record["outputs"]["chunk, cpu"] == pytest.approx(0.01, rel=1e-3)
+        assert not record["passed"]["chunk, cpu"]
+        assert set(record["skipped"]) <= {"fla"}
+
+    def broken(*args, backend, **inputs):
+        o, state = right(*args, backend=backend, **inputs)
+        return (o * torch.nan if backend == "chunk" else o), state
+
+    monkeypatch.setattr(parity, "gla", broken)
+    record = next(parity.run(CPU, cases))
+    assert record["outputs"]["chunk, cpu"] is None
+    assert not record["passed"]["chunk, cpu"]
+    assert "not finite" in next(parity.rows(record))
 
 
 def test_eval_bench_scores_real_tasks(shared, data, tmp_path, capsys):
