@@ -67,7 +67,7 @@ def distilled(run_dir, **changes) -> None:
     model = with_adapters(model, lora, modules_to_save=["mix"])
     kinds = [type(module) for module in model.modules()]
     settings = small_settings(
-        3, accumulate=2, objective={"distill": 1.0}, dtype="float32", learning_rate=1e-2, **changes
+        2, accumulate=2, objective={"distill": 1.0}, dtype="float32", learning_rate=1e-2, **changes
     )
     seen = []
     for number in (1, 2):
