@@ -148,7 +148,7 @@ class RepetitionSettings(_Strict):
     source: Literal["text", "model"] = "text"
     refresh: int = Field(40, ge=1)  # of model: optimizer steps until they are written anew
     ngram: int = Field(4, ge=2)  # of model: what completes one that was there before is a copy
-    certain: float = Field(1.0, gt=0, le=1)  # of model: spare what the untouched model gives more
+    certain: float = Field(1.0, gt=0, le=1)  # of model: spare what the untouched model gave more
 
 
 class RecurrenceSettings(_Strict):

@@ -91,8 +91,9 @@ class OwnRows:
     ) -> None:
         """Continue beginnings greedily with the weights of before step `step`; forget earlier rows.
 
-        Processes share the work. A copy that the teacher gives more than `settings.certain` is not
-        penalised: there is nothing else to be said there, as inside a word.
+        Processes share the work. A copy is spared where the teacher gave its n-gram's last token
+        more than `settings.certain` when it stood there first: nothing else could be said, as
+        inside a word. By then no repetition had made it more probable.
 
         - `indices`: of the beginnings.
         - `teacher`: context manager under which `model` is the untouched model.
@@ -112,12 +113,13 @@ class OwnRows:
             for first in range(0, len(own), size):
                 some = list(own[first : first + size])
                 rows[some] = self._continued([indices[i] for i in some], model)
-                found = [self._previous(row) for row in rows[some].tolist()]
-                previous[some] = torch.tensor(found)
+                found = torch.tensor([self._copies(row) for row in rows[some].tolist()])
+                copies, originals = found.unbind(1)
                 if self.settings.certain < 1:
                     with teacher():
-                        known = _probabilities(model, rows[some])
-                    previous[some] = previous[some].masked_fill(known > self.settings.certain, -1)
+                        known = _probabilities(model, rows[some]).gather(1, originals)
+                    copies = copies.masked_fill(known > self.settings.certain, -1)
+                previous[some] = copies
         self._held = {
             "window": torch.tensor((step - 1) // self.settings.refresh),
             "starts": torch.tensor(list(indices), dtype=torch.int64),
@@ -167,18 +169,20 @@ class OwnRows:
         )
         return F.pad(rows, (0, self.seq_len + 1 - rows.shape[1]), value=pad).cpu()
 
-    def _previous(self, row: Sequence[int]) -> list[int]:
-        found, n, first = [-1] * self.seq_len, self.settings.ngram, self.starts.shape[1]
-        seen: dict[tuple[int, ...], int] = {}
+    def _copies(self, row: Sequence[int]) -> tuple[list[int], list[int]]:
+        """`previous`, and for each copy where its n-gram stood first (elsewhere 0): `[T]` each."""
+        previous, originals = [-1] * self.seq_len, [0] * self.seq_len
+        n, begun = self.settings.ngram, self.starts.shape[1]
+        seen: dict[tuple[int, ...], tuple[int, int]] = {}
         for end in range(n, len(row) + 1):
             gram, target = tuple(row[end - n : end]), end - 2  # of the n-gram's last token
-            if end > first:
-                found[target] = seen.get(gram, -1)
-                if row[end - 1] in self.ends:
-                    found[target] = -1
-                    break
-            seen[gram] = target
-        return found
+            last, original = seen.get(gram, (-1, target))
+            if end > begun and row[end - 1] in self.ends:
+                break
+            if end > begun and last >= 0:
+                previous[target], originals[target] = last, original
+            seen[gram] = target, original
+        return previous, originals
 
     def _written(self, rows: Tensor) -> Tensor:
         """`[B, T]` bool: targets behind the beginning, up to the end of the text."""
