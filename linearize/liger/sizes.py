@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from ..errors import UsageError, suggest
-from ..ops.window import MAX_BLOCK
+from ..ops.window import block_size
 from . import bases, gates, mixes
 from .modeling import MODELS, liger_config
 from .spec import DELAYED, LigerSpec
@@ -238,7 +238,7 @@ def training_bytes(
     if spec.prefix != "none":
         converted += 9 * heads + 36 * kv
     if shape.capped:  # scores before and after the softmax, which no kernel recomputes
-        converted += 8 * shape.heads * (spec.window + min(spec.window, MAX_BLOCK))
+        converted += 8 * shape.heads * (spec.window + block_size(spec.window))
         kept += 8 * shape.heads * seq_len
     if checkpointing:
         layers = len(shape.own_windows)

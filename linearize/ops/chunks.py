@@ -69,6 +69,13 @@ def half(x: Tensor, pairs: Pairs, which: int) -> Tensor:
     return x.unflatten(-2, pairs).select(-3, which)
 
 
+def product(x: Tensor, factor: Tensor) -> Tensor:
+    """x times factor, laid out densely in x's shape; `*` would keep the strides of a view."""
+    if torch.is_grad_enabled():
+        return (x * factor).contiguous()
+    return torch.mul(x, factor, out=x.new_empty(x.shape))
+
+
 def scan(
     grid: ChunkGrid, decay: Tensor, added: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -82,7 +89,7 @@ def scan(
     starts = []
     for n in range(added.shape[1]):
         starts.append(state)
-        state = decay[:, n, :, :, None] * state + added[:, n]
+        state = torch.addcmul(added[:, n], decay[:, n, :, :, None], state)
     if not starts:
         return added.flatten(0, 1), state
     return grid.chunks(torch.stack(starts, 1)), state
@@ -144,8 +151,11 @@ class ChunkGrid:
         return self.split(q).unflatten(2, (heads, q.shape[2] // heads)).permute(0, 2, 3, 1, 4)
 
     def join_queries(self, o: Tensor) -> Tensor:
-        """The inverse of `split_queries`."""
-        return self.join(o.permute(0, 3, 1, 2, 4).flatten(2, 3))
+        """The inverse of `split_queries`; a view [B, M / B, C, H, *] where all chunks are full."""
+        o = o.permute(0, 3, 1, 2, 4).flatten(2, 3)
+        if self.even and self.length == self.per_sequence * self.size:
+            return o.unflatten(0, (self.batch, self.per_sequence))
+        return self.join(o)
 
     def chunks(self, x: Tensor) -> Tensor:
         """The inverse of `by_sequence`."""

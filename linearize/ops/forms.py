@@ -25,7 +25,8 @@ class Forms:
     """The forms of one op, all called with its tensors and `initial_state`.
 
     - `recurrent`: the definition; takes `mask` too.
-    - `chunk`, `fla`: take `cu_seqlens` too; `fla` None = there is no kernel.
+    - `chunk`, `fla`: take `cu_seqlens` too; `fla` None = there is no kernel. The outputs of `chunk`
+      may have their tokens split in chunks, [B, n, T / n, H, V].
     """
 
     recurrent: Callable[..., tuple[Tensor, State]]
@@ -89,7 +90,8 @@ def _form(
     parts = segments.pieces(*q.shape[:2], len(tensors), cu_seqlens) if cut else []
     if len(parts) < 2:
         how = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
-        return form(*tensors, initial_state=initial_state, **how)
+        o, last = form(*tensors, initial_state=initial_state, **how)
+        return o.reshape(*q.shape[:3], tensors[2].shape[3]), last
     sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
     if initial_state is None:
         initial_state = tuple(q.new_zeros(sequences, *shape) for shape in shapes)
@@ -103,7 +105,8 @@ def _form(
         o, after = form(*cut, initial_state=start, cu_seqlens=piece.cu_seqlens)
         return o, after if several else (after,)
 
-    o, last = segments.run(step, parts, tensors, states)
+    shape = (q.shape[2], tensors[2].shape[3])
+    o, last = segments.run(step, parts, tensors, states, shape)
     return o, last if several else last[0]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .chunks import ChunkGrid, Pairs, between, factorable, half, halving, scan
+from .chunks import ChunkGrid, Pairs, between, factorable, half, halving, product, scan
 from .forms import Forms, check_heads, run
 
 CHUNK = 64
@@ -105,10 +105,10 @@ def chunk(
     grid = ChunkGrid(*q.shape[:2], cu_seqlens, size, q.device)
     q = grid.split_queries(q, v.shape[2])
     k, v, g = (grid.split_heads(x) for x in (k, v, g))
-    before = g.cumsum(-2)  # log decay from the chunk's start to token i, i included
-    if g.shape[-1] > 1 and factorable(before[..., -1:, :]):
-        o, state = _factored(grid, q, k, v, before, initial_state)
+    if g.shape[-1] > 1 and factorable(g.sum(-2)):
+        o, state = _factored(grid, q, k, v, g, initial_state)
         return grid.join_queries(o), state
+    before = g.cumsum(-2)  # log decay from the chunk's start to token i, i included
     if g.shape[-1] == 1:
         inside, after = _one_decay(q, k, v, g)
     else:
@@ -130,27 +130,30 @@ def _one_decay(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tens
 
 
 def _factored(
-    grid: ChunkGrid, q: Tensor, k: Tensor, v: Tensor, b: Tensor, initial_state: Tensor | None
+    grid: ChunkGrid, q: Tensor, k: Tensor, v: Tensor, g: Tensor, initial_state: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Outputs [M, Hk, G, C, V] and the last state, each token's decay in one factor of its own.
 
-    exp(b_i - b_j) = exp(b_i - m) exp(m - b_j), and the anchor m in the middle of the range keeps
-    both exponents within half of it. The same factors serve between chunks: what they lack there,
-    exp(m), scales states and not tokens. Query heads of a group are further rows of one product.
+    With b the log decay from the chunk's start, exp(b_i - b_j) = exp(b_i - m) exp(m - b_j), and
+    the anchor m = b_C / 2 keeps both exponents within half of the chunk's range. The same factors
+    serve between chunks: what they lack there, exp(m), scales states and not tokens. Query heads of
+    a group are further rows of one product.
     """
     M, Hk, G, C, K = q.shape
-    total = b[..., -1:, :]
-    up = (b - total / 2).exp()
-    q = (q * up.unsqueeze(2)).reshape(M * Hk, G * C, K)
-    k = (k / up).reshape(M * Hk, C, K)
+    # b - m is one product: of steps up to i half is added, of those behind i half is taken away
+    halves = g.new_ones(C, C).tril_().sub_(0.5)
+    up = torch.matmul(halves, g).exp_()
+    q = product(q, up.unsqueeze(2)).view(M * Hk, G * C, K)
+    k = product(k, up.reciprocal()).view(M * Hk, C, K)
     v = v.reshape(M * Hk, C, v.shape[-1])
-    middle = (total / 2).exp().transpose(-1, -2)  # [M, Hk, K, 1]
-    added = (k.transpose(1, 2) @ v).unflatten(0, (M, Hk)) * middle
-    starts, state = scan(grid, total.squeeze(-2).exp(), added, initial_state)
+    middle = up[..., -1, :].unsqueeze(-1)  # exp(m), [M, Hk, K, 1]
+    added = torch.bmm(k.transpose(1, 2), v).unflatten(0, (M, Hk)) * middle
+    starts, state = scan(grid, middle.squeeze(-1).square(), added, initial_state)
     scores = torch.bmm(q, k.transpose(1, 2))
-    scores = scores.unflatten(1, (G, C)).tril_().flatten(1, 2)
+    scores.view(M * Hk, G, C, C).tril_()
     read = torch.bmm(q, (starts * middle).flatten(0, 1))
-    return torch.baddbmm(read, scores, v).view(M, Hk, G, C, v.shape[-1]), state
+    read.baddbmm_(scores, v.to(read.dtype))  # autocast leaves a narrower type behind
+    return read.view(M, Hk, G, C, v.shape[-1]), state
 
 
 def _halving(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:

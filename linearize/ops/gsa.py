@@ -125,7 +125,7 @@ def _scores(
     The slot keys turned round are the state of `gla` with `write` as key and k as value; only
     they are read along their other axis.
     """
-    grid = ChunkGrid(*q.shape[:2], cu_seqlens, size, q.device)
+    grid, rows = ChunkGrid(*q.shape[:2], cu_seqlens, size, q.device), q.shape[:3]
     q = grid.split_queries(q, k.shape[2])
     k, write, g = (grid.split_heads(x) for x in (k, write, g))
     before = g.cumsum(-2)
@@ -138,7 +138,7 @@ def _scores(
     turned = None if state is None else state.transpose(-1, -2)
     starts, last = scan(grid, before[..., -1, :].exp(), added, turned)
     scores = inside + (q @ starts.transpose(-1, -2).unsqueeze(2)) * before.exp().unsqueeze(2)
-    return grid.join_queries(scores), last.transpose(-1, -2)
+    return grid.join_queries(scores).reshape(*rows, g.shape[-1]), last.transpose(-1, -2)
 
 
 def _factored(q: Tensor, k: Tensor, write: Tensor, b: Tensor) -> Tensor:

@@ -76,19 +76,25 @@ def _together(ends: list[int], first: int, last: int, count: int) -> Piece:
 
 
 def run(
-    step: Step, parts: Sequence[Piece], tensors: tuple[Tensor, ...], states: States
+    step: Step,
+    parts: Sequence[Piece],
+    tensors: tuple[Tensor, ...],
+    states: States,
+    shape: tuple[int, ...],
 ) -> tuple[Tensor, States]:
     """Outputs of `step` on each piece, put together along the second axis, and the last states.
 
     - `tensors`: [B, ...] each, cut as the pieces say; gradients of overlapping cuts are added.
     - `states`: [S, ...] each, rows of which go from piece to piece.
     - `step`: (piece, what is cut from the tensors, rows of the states) -> outputs for the piece's
-      tokens and the rows moved on. It is called again in the backward pass.
+      tokens and the rows moved on. It is called again in the backward pass. Outputs are
+      [B, tokens, *shape], or their axes split further, in any layout: they are copied once.
+    - `shape`: of one token's output.
     """
     if torch.is_grad_enabled() and any(x.requires_grad for x in (*tensors, *states)):
-        o, *states = _Segments.apply(step, parts, len(tensors), *tensors, *states)
+        o, *states = _Segments.apply(step, parts, shape, len(tensors), *tensors, *states)
         return o, tuple(states)
-    return _forward(step, parts, tensors, states)
+    return _forward(step, parts, tensors, states, shape)
 
 
 def _forward(
@@ -96,18 +102,17 @@ def _forward(
     parts: Sequence[Piece],
     tensors: tuple[Tensor, ...],
     states: States,
+    shape: tuple[int, ...],
     keep: Callable[[States], Any] = lambda states: None,
 ) -> tuple[Tensor, States]:
-    states, o = tuple(x.clone() for x in states), None
-    length = parts[-1].tokens.stop
+    states = tuple(x.clone() for x in states)
+    o = tensors[0].new_empty(tensors[0].shape[0], parts[-1].tokens.stop, *shape)
     for piece in parts:
         before = tuple(x[piece.sequences].clone() for x in states)
         keep(before)
         cut = tuple(x[:, at] for x, at in zip(tensors, piece.cuts, strict=True))
         done, after = step(piece, cut, before)
-        if o is None:
-            o = done.new_empty(done.shape[0], length, *done.shape[2:])
-        o[:, piece.tokens] = done
+        o[:, piece.tokens].view(done.shape).copy_(done)
         for x, rows in zip(states, after, strict=True):
             x[piece.sequences] = rows
     return o, states
@@ -116,10 +121,15 @@ def _forward(
 class _Segments(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, step: Step, parts: Sequence[Piece], count: int, *given: Tensor
+        ctx: Any,
+        step: Step,
+        parts: Sequence[Piece],
+        shape: tuple[int, ...],
+        count: int,
+        *given: Tensor,
     ) -> tuple[Tensor, ...]:
         starts: list[Tensor] = []
-        o, states = _forward(step, parts, given[:count], given[count:], starts.extend)
+        o, states = _forward(step, parts, given[:count], given[count:], shape, starts.extend)
         ctx.step, ctx.parts, ctx.count = step, parts, count
         ctx.save_for_backward(*given[:count], *starts)
         return o, *states
@@ -127,7 +137,7 @@ class _Segments(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, o_grad: Tensor, *state_grads: Tensor) -> tuple[Tensor | None, ...]:
-        saved, wanted = ctx.saved_tensors, ctx.needs_input_grad[3:]
+        saved, wanted = ctx.saved_tensors, ctx.needs_input_grad[4:]
         tensors, starts = saved[: ctx.count], saved[ctx.count :]
         per_piece = len(state_grads)
         grads = [torch.zeros_like(x) for x in tensors]
@@ -144,7 +154,8 @@ class _Segments(torch.autograd.Function):
             with torch.enable_grad():
                 done, after = ctx.step(piece, tuple(cut), tuple(before))
             leaves = [x for x in (*cut, *before) if x.requires_grad]
-            given = (o_grad[:, piece.tokens], *(x[piece.sequences] for x in state_grads))
+            own_grad = o_grad[:, piece.tokens].reshape(done.shape)
+            given = (own_grad, *(x[piece.sequences] for x in state_grads))
             found = dict(
                 zip(
                     map(id, leaves),
@@ -159,4 +170,10 @@ class _Segments(torch.autograd.Function):
                 own = found[id(x)]
                 total[piece.sequences] = 0.0 if own is None else own
         every = (*grads, *state_grads)
-        return None, None, None, *(x if w else None for x, w in zip(every, wanted, strict=True))
+        return (
+            None,
+            None,
+            None,
+            None,
+            *(x if w else None for x, w in zip(every, wanted, strict=True)),
+        )

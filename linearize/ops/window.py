@@ -1,7 +1,7 @@
 """Sliding-window softmax attention: token t sees itself and the `window - 1` real tokens before it.
 
-`dense` is the definition, one score per pair of tokens. `blocked` cuts the row into blocks of one
-window, each of which sees itself and the block before: linear in the length, exact.
+`dense` is the definition, one score per pair of tokens. `blocked` cuts the row into blocks, each of
+which sees itself and the window before it: linear in the length, exact.
 Source: Beltagy et al., "Longformer" (arXiv 2004.05150), section 3.1.
 """
 
@@ -19,7 +19,10 @@ from .chunks import ChunkGrid
 from .packed import Packed, check_cu_seqlens, document_ids
 from .sinks import Sinks
 
-MAX_BLOCK = 128  # a wider window is cut in several blocks: scores stay small (docs/speed.md)
+# Queries of a block: half a window, since every one of them meets the whole block's keys; the
+# products of less than 16 are too small, the scores of more than 128 too large (docs/speed.md).
+LEAST_BLOCK, MAX_BLOCK = 16, 128
+ALIGNED = 16  # scores of a query come in multiples of it: whole vectors for the softmax
 
 
 def window_attention(
@@ -68,6 +71,11 @@ def window_attention(
     return o[:, keys - T :]
 
 
+def block_size(window: int) -> int:
+    """Queries per block for a window."""
+    return min(max(window // 2, LEAST_BLOCK), MAX_BLOCK)
+
+
 def _documents(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, sinks: Sinks | None, **how: Any
 ) -> Tensor:
@@ -75,7 +83,7 @@ def _documents(
     documents = document_ids(cu_seqlens, q.device)
     if sinks is None or not documents.numel():
         return blocked(q, k, v, documents=documents, **how)
-    size = min(how["window"], MAX_BLOCK)
+    size = block_size(how["window"])
     grid = ChunkGrid(1, q.shape[1], cu_seqlens, size, q.device)
     own = grid.split(documents[None] + 1) - 1  # [M, block], -1 behind a document's end
     each = own[:, 0]
@@ -145,43 +153,53 @@ def blocked(
     B, T, H = q.shape[:3]
     if not T:
         return q.new_zeros(B, 0, H, v.shape[3])
-    block = min(window, MAX_BLOCK)
+    block = block_size(window)
+    past = -(-(window - 1) // ALIGNED) * ALIGNED  # keys before a block that come with it
     size = segments.tokens(B, block) if q.device.type == "cpu" else T
     tensors = [q, k, v]
     if sinks is not None:
         tensors += [x if documents is None else x[None] for x in (sinks.k, sinks.v)]
 
     def cut(at: slice) -> segments.Piece:
-        seen = slice(max(at.start - window + 1, 0), at.stop)
+        seen = slice(max(at.start - past, 0), at.stop)
         far = slice(at.start // block, -(-at.stop // block))
         if documents is None:
             far = slice(None)
         return segments.Piece(at, (at, seen, seen, far, far)[: len(tensors)])
 
+    def look(at: slice) -> Tensor:
+        return _visible(at, block, past, window, documents, sinks, q.device)
+
+    band = look(slice(past, past + block)) if documents is None and sinks is None else None
+
     def step(piece: segments.Piece, cut: tuple[Tensor, ...], _: tuple) -> tuple[Tensor, tuple]:
-        visible = _visible(piece.tokens, block, window, documents, sinks, q.device)
+        plain = band is not None and piece.tokens.start >= past
+        visible = band if plain else look(piece.tokens)
         return _blocks(*cut, visible=visible, block=block, scale=scale, softcap=softcap), ()
 
     parts = [cut(slice(n, min(n + size, T))) for n in range(0, T, size)]
+    shape = (H, v.shape[3])
     if len(parts) == 1:
-        return step(parts[0], tuple(tensors), ())[0]
-    return segments.run(step, parts, tuple(tensors), ())[0]
+        return step(parts[0], tuple(tensors), ())[0].reshape(B, T, *shape)
+    return segments.run(step, parts, tuple(tensors), (), shape)[0]
 
 
 def _visible(
     at: slice,
     block: int,
+    past: int,
     window: int,
     documents: Tensor | None,
     sinks: Sinks | None,
     device: torch.device,
 ) -> Tensor:
     """[1 or B, 1 or n, block, sinks + past + block]: what each query of the n blocks sees."""
-    past, count = window - 1, -(-(at.stop - at.start) // block)
+    count = -(-(at.stop - at.start) // block)
     ends = 0, count * block - (at.stop - at.start)
     i = torch.arange(block, device=device)[:, None]
     j = torch.arange(past + block, device=device)
-    visible = ((j >= i) & (j <= i + past))[None]  # key j is token j - past of the block
+    i = i + past  # key j is token j - past of the block
+    visible = ((j > i - window) & (j <= i))[None]
     if at.start < past:
         start = at.start + torch.arange(count, device=device)[:, None, None] * block
         visible = visible & (start + j >= past)  # before the row's start
@@ -221,19 +239,60 @@ def _blocks(
         q = F.pad(q, (0, 0, 0, 0, 0, missing))
     if missing or front:
         k, v = (F.pad(x, (0, 0, 0, 0, front, missing)) for x in (k, v))
-    # [B, n, Hk, G * block, K] against [B, n, Hk, span, K]
-    q = q.reshape(B, count, block, Hk, G, K).permute(0, 1, 3, 4, 2, 5).flatten(3, 4)
-    k, v = (x.unfold(1, span, block).transpose(-1, -2) for x in (k, v))
+    # [B, Hk, n, G * block, K] against [B, Hk, n, span, K]; neighbours share what both see
+    q = q.reshape(B, count, block, Hk, G, K).permute(0, 3, 1, 4, 2, 5).flatten(3, 4)
+    k, v = (x.transpose(1, 2).contiguous() for x in (k, v))
+    k, v = (x.unfold(2, span, block).transpose(-1, -2) for x in (k, v))
     if sinks:
         there = [x if x.ndim == 5 else x[:, None].expand(-1, count, -1, -1, -1) for x in sinks]
-        k, v = (torch.cat([s.transpose(2, 3), x], 3) for s, x in zip(there, (k, v), strict=True))
+        there = (x.permute(0, 3, 1, 2, 4) for x in there)
+        k, v = (torch.cat([s, x], 3) for s, x in zip(there, (k, v), strict=True))
     visible = visible.repeat(1, 1, G, 1)
-    if visible.shape[:2] != (1, 1):
-        visible = visible.expand(B, count, -1, -1).flatten(0, 1)[:, None]
-    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    o = attend(q, k, v, visible, scale=scale, softcap=softcap).unflatten(0, (B, count))
-    o = o.unflatten(3, (G, block)).permute(0, 1, 4, 2, 3, 5)
-    return o.reshape(B, count * block, H, v.shape[-1])[:, :T]
+    if softcap is None and q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64):
+        o = _products(q, k, v, visible, scale)
+    else:
+        if visible.shape[:2] != (1, 1):
+            visible = visible.expand(B, count, -1, -1).flatten(0, 1)[:, None]
+        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+        o = attend(q, k, v, visible, scale=scale, softcap=softcap).unflatten(0, (B, count))
+        o = o.transpose(1, 2)
+    o = o.unflatten(3, (G, block)).permute(0, 2, 4, 1, 3, 5)
+    return o.reshape(B, count * block, H, v.shape[-1])[:, :T] if missing else o
+
+
+def _products(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> Tensor:
+    """`attend` of q [B, Hk, n, R, K] over k and v [B, Hk, n, keys, *], `visible` [B, n, R, keys].
+
+    Spelt out for the CPU, where the fused kernel goes in steps too small for so few keys.
+    """
+    bias = torch.zeros(visible.shape, dtype=q.dtype)
+    # the least number, not -inf: rows of padding see nothing, and must not become NaN
+    bias.masked_fill_(~visible, torch.finfo(q.dtype).min)
+    B, Hk, n, R = q.shape[:4]
+    if B * Hk > n:  # one product over copies of the keys is faster than many over views
+        q, k, v = (x.flatten(0, 2) for x in (q, k, v))
+        bias = bias[:, None].expand(B, Hk, n, -1, -1).reshape(-1, *bias.shape[-2:])
+        return _attend(q, k, v, bias, scale).view(B, Hk, n, R, -1)
+    each = [
+        (q[b, h], k[b, h], v[b, h], bias[min(b, len(bias) - 1)])
+        for b in range(B)
+        for h in range(Hk)
+    ]
+    if torch.is_grad_enabled():
+        return torch.stack([_attend(*x, scale) for x in each]).unflatten(0, (B, Hk))
+    o = q.new_empty(B * Hk, n, R, v.shape[-1])
+    for x, out in zip(each, o, strict=True):
+        _attend(*x, scale, out=out)
+    return o.unflatten(0, (B, Hk))
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, out: Tensor | None = None
+) -> Tensor:
+    scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
+    if torch.is_grad_enabled():
+        return torch.bmm(scores.softmax(-1), v)
+    return torch.bmm(torch.softmax(scores, -1, out=scores), v, out=out)
 
 
 def attend(
