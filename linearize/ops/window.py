@@ -22,6 +22,7 @@ from .sinks import Sinks
 # Queries of a block: half a window, since every one of them meets the whole block's keys; the
 # products of less than 16 are too small, the scores of more than 128 too large (docs/speed.md).
 LEAST_BLOCK, MAX_BLOCK = 16, 128
+EXACT = (torch.float32, torch.float64)  # what products on the CPU keep the precision of
 ALIGNED = 16  # scores of a query come in multiples of it: whole vectors for the softmax
 
 
@@ -167,15 +168,19 @@ def blocked(
             far = slice(None)
         return segments.Piece(at, (at, seen, seen, far, far)[: len(tensors)])
 
+    spelt_out = softcap is None and q.device.type == "cpu" and q.dtype in EXACT
+    how = {"block": block, "scale": scale, "softcap": softcap, "spelt_out": spelt_out}
+
     def look(at: slice) -> Tensor:
         return _visible(at, block, past, window, documents, sinks, q.device)
 
-    band = look(slice(past, past + block)) if documents is None and sinks is None else None
+    plain = spelt_out and documents is None and sinks is None
+    band = look(slice(past, past + block)) if plain else None  # the same for every block
 
     def step(piece: segments.Piece, cut: tuple[Tensor, ...], _: tuple) -> tuple[Tensor, tuple]:
-        plain = band is not None and piece.tokens.start >= past
-        visible = band if plain else look(piece.tokens)
-        return _blocks(*cut, visible=visible, block=block, scale=scale, softcap=softcap), ()
+        if plain:
+            return _blocks(*cut, visible=band, lacking=max(past - piece.tokens.start, 0), **how), ()
+        return _blocks(*cut, visible=look(piece.tokens), **how), ()
 
     parts = [cut(slice(n, min(n + size, T))) for n in range(0, T, size)]
     shape = (H, v.shape[3])
@@ -224,11 +229,14 @@ def _blocks(
     block: int,
     scale: float,
     softcap: float | None,
+    spelt_out: bool,
+    lacking: int = 0,
 ) -> Tensor:
     """q [B, T, H, K] over k and v that may begin earlier, as far as the first block sees.
 
     `sinks`: keys and values, [B, n, Hk, *] or [1, blocks, n, Hk, *]. The query heads of a group
-    are stacked as further rows over their shared keys.
+    are stacked as further rows over their shared keys. `spelt_out`, `lacking`: see `_products`.
+    Outputs are [B, T, H, V], or a view with tokens and heads split further.
     """
     B, T, H, K = q.shape
     Hk, G, count = k.shape[2], H // k.shape[2], -(-T // block)
@@ -248,8 +256,8 @@ def _blocks(
         there = (x.permute(0, 3, 1, 2, 4) for x in there)
         k, v = (torch.cat([s, x], 3) for s, x in zip(there, (k, v), strict=True))
     visible = visible.repeat(1, 1, G, 1)
-    if softcap is None and q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64):
-        o = _products(q, k, v, visible, scale)
+    if spelt_out:
+        o = _products(q, k, v, visible, scale=scale, block=block, lacking=lacking)
     else:
         if visible.shape[:2] != (1, 1):
             visible = visible.expand(B, count, -1, -1).flatten(0, 1)[:, None]
@@ -260,36 +268,60 @@ def _blocks(
     return o.reshape(B, count * block, H, v.shape[-1])[:, :T] if missing else o
 
 
-def _products(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> Tensor:
+def _products(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor,
+    *,
+    scale: float,
+    block: int,
+    lacking: int,
+) -> Tensor:
     """`attend` of q [B, Hk, n, R, K] over k and v [B, Hk, n, keys, *], `visible` [B, n, R, keys].
 
     Spelt out for the CPU, where the fused kernel goes in steps too small for so few keys.
+    `lacking`: keys of the first block that stand before the row's start; each further block lacks
+    `block` fewer.
     """
-    bias = torch.zeros(visible.shape, dtype=q.dtype)
     # the least number, not -inf: rows of padding see nothing, and must not become NaN
-    bias.masked_fill_(~visible, torch.finfo(q.dtype).min)
+    least = torch.finfo(q.dtype).min
+    bias = torch.zeros(visible.shape, dtype=q.dtype).masked_fill_(~visible, least)
     B, Hk, n, R = q.shape[:4]
+    how = {"scale": scale, "block": block, "blocks": n, "lacking": lacking}
     if B * Hk > n:  # one product over copies of the keys is faster than many over views
         q, k, v = (x.flatten(0, 2) for x in (q, k, v))
         bias = bias[:, None].expand(B, Hk, n, -1, -1).reshape(-1, *bias.shape[-2:])
-        return _attend(q, k, v, bias, scale).view(B, Hk, n, R, -1)
+        return _attend(q, k, v, bias, **how).view(B, Hk, n, R, -1)
     each = [
         (q[b, h], k[b, h], v[b, h], bias[min(b, len(bias) - 1)])
         for b in range(B)
         for h in range(Hk)
     ]
     if torch.is_grad_enabled():
-        return torch.stack([_attend(*x, scale) for x in each]).unflatten(0, (B, Hk))
+        return torch.stack([_attend(*x, **how) for x in each]).unflatten(0, (B, Hk))
     o = q.new_empty(B * Hk, n, R, v.shape[-1])
     for x, out in zip(each, o, strict=True):
-        _attend(*x, scale, out=out)
+        _attend(*x, **how, out=out)
     return o.unflatten(0, (B, Hk))
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, out: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    *,
+    scale: float,
+    lacking: int,
+    block: int,
+    blocks: int,
+    out: Tensor | None = None,
 ) -> Tensor:
     scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
+    for n in range(min(-(-lacking // block), blocks)):
+        before = scores.unflatten(0, (-1, blocks))[:, n, :, : lacking - n * block]
+        before.fill_(torch.finfo(q.dtype).min)
     if torch.is_grad_enabled():
         return torch.bmm(scores.softmax(-1), v)
     return torch.bmm(torch.softmax(scores, -1, out=scores), v, out=out)
