@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from linearize.figures import bytes_text
 from linearize.liger import gates
+from linearize.liger.recurrence import recur
 from linearize.liger.spec import LigerSpec
 from linearize.ops import backend, gla, window_attention
 
@@ -121,9 +123,10 @@ def _window_ways(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> dict[str, Way]:
 def _layer_ways(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> dict[str, Way]:
     spec = LigerSpec(window=WINDOW)
     gate, mix = gates.of(spec), spec.mix_weight
+    how = {"states": [(KV_HEADS, k.shape[3], v.shape[3])], "width": v.shape[3]}
 
     def layer() -> Tensor:
-        recurrence, _ = gate.op(*gate.inputs(q, k, v, spec))
+        recurrence, _ = recur(gate.op, partial(gate.inputs, spec=spec), (q, k, v), **how)
         return torch.lerp(window_attention(q, k, v, window=WINDOW).float(), recurrence, mix)
 
     return {

@@ -21,6 +21,7 @@ from . import gates, mixes, state
 from .bases import Base
 from .layout import Layout
 from .prefix import PrefixEncoder
+from .recurrence import recur
 from .seen import Seen, look
 from .spec import DELAYED, LigerSpec
 
@@ -92,9 +93,11 @@ class LigerAttention(nn.Module):
         )
         o = self._window(rotated, seen, layout)
         if self.mix is not None and layout.mode != "window":
+            rows = tuple(map(layout.row, (q, k, v)))
+            if self.delayed:
+                rows = rows[0], *seen.left(rows[0].shape[1], self.window, self.spec.sinks)
             encoder = None if layout.prefix is None else self._encoder(hidden_states, q, k, v)
-            inputs = self._inputs(*map(layout.row, (q, k, v)), seen)
-            recurrence = self._recurrence(inputs, encoder, past_key_values, layout)
+            recurrence = self._recurrence(rows, encoder, past_key_values, layout)
             o = self.mix(recurrence.view(*q.shape[:-1], -1), o.float(), q)
         output = getattr(self, self.base.output)
         return output(o.flatten(2).to(hidden_states.dtype)), None
@@ -109,37 +112,49 @@ class LigerAttention(nn.Module):
         _, k, v, *more, g = self.gate.inputs(q, k, v, self.spec)
         return k, v * weight[:, None], *more, g * share[:, None]
 
-    def _inputs(self, q: Tensor, k: Tensor, v: Tensor, seen: Seen) -> tuple[Tensor, ...]:
+    def _inputs(
+        self, q: Tensor, k: Tensor, v: Tensor, there: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """What the gate's op is called with, from projections before rotary embedding.
 
         A delayed recurrence reads what it would have read a window earlier: every token writes the
-        one that has just left its window. Arguments that are all 0 write nothing.
+        one that has just left its window, where there is one. Arguments that are all 0 write
+        nothing.
         """
-        if not self.delayed:
-            return self.gate.inputs(q, k, v, self.spec)
-        k, v, there = seen.left(q.shape[1], self.window, self.spec.sinks)
         q, k, v, *rest = self.gate.inputs(q, k, v, self.spec)
         if self.mass:
             v = torch.nn.functional.pad(v, (0, 1), value=1.0)
+        if there is None:
+            return q, k, v, *rest
         return q, *(x.where(there[:, :, None, None], x.new_zeros(())) for x in (k, v, *rest))
 
     def _recurrence(
         self,
-        inputs: tuple[Tensor, ...],
+        rows: tuple[Tensor, ...],
         encoder: tuple[Tensor, ...] | None,
         cache: Cache | None,
         layout: Layout,
     ) -> Tensor:
-        """[B, T, H, V] float32, and the cache's state moved on by T tokens."""
-        if layout.cu_seqlens is not None:
-            return self.gate.op(*inputs, cu_seqlens=layout.cu_seqlens)[0]
+        """[B, T, H, V] float32 from arguments of `_inputs`; moves the cache's state on by T."""
         mask = None if layout.mask is None else layout.mask[:, layout.past :]
         count = len(self.gate.states)
         before = None if cache is None else state.read_state(cache, self.layer_idx, count)
-        if encoder is None:
-            o, after = self.gate.op(*inputs, initial_state=before, mask=mask)
-        else:
+        if encoder is not None:
+            inputs = self._inputs(*rows)
             o, after = self.gate.prefix_op(*inputs, *encoder, prefix=layout.prefix, mask=mask)
+        else:
+            (*_, heads, K), V = rows[1].shape, rows[2].shape[-1] + self.mass
+            shapes = self.gate.state_shapes(K, V, self.spec.slots)
+            o, after = recur(
+                self.gate.op,
+                self._inputs,
+                rows,
+                states=tuple((heads, *shape) for shape in shapes),
+                width=V,
+                initial_state=before,
+                mask=mask,
+                cu_seqlens=layout.cu_seqlens,
+            )
         if cache is not None:
             state.write_state(cache, self.layer_idx, after)
         return o

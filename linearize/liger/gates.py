@@ -72,10 +72,14 @@ class Gate:
         n = spec.gate_normalizer or self.normalizer or 1.0
         return self.prepare(Inputs(q, k, v, p, n, spec))
 
+    def state_shapes(self, key: int, value: int, slots: int) -> tuple[tuple[int, ...], ...]:
+        """Axes of each state of one key/value head."""
+        sizes = {"K": key, "V": value, "M": slots}
+        return tuple(tuple(sizes[axis] for axis in state) for state in self.states)
+
     def state_size(self, key: int, value: int, slots: int) -> int:
         """Numbers in the states of one key/value head."""
-        sizes = {"K": key, "V": value, "M": slots}
-        return sum(math.prod(sizes[axis] for axis in state) for state in self.states)
+        return sum(map(math.prod, self.state_shapes(key, value, slots)))
 
     def _width(self, channels: int, spec: LigerSpec) -> int:
         return {"channel": channels, "slot": spec.slots, "head": 1}[self.logits]

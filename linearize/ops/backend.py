@@ -42,7 +42,7 @@ def choose(backend: str, *, device: torch.device, length: int, kernel: bool = Tr
 
     Raises `UsageError` if it cannot run here.
     """
-    if backend == "auto":
+    if backend == "auto" and not torch.compiler.is_compiling():  # tracers cannot read it
         backend = _override.get() or "auto"
     if backend == "auto":
         if kernel and device.type == "cuda" and fla_status()[0]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-SEGMENT = 512  # tokens of all rows together (docs/speed.md)
+SEGMENT = 1024  # tokens of all rows together (docs/speed.md)
 UNIT = 64  # segments of a row that goes on are multiples of it, so that all chunks are full
 
 States = tuple[Tensor, ...]
@@ -105,13 +105,14 @@ def _forward(
     shape: tuple[int, ...],
     keep: Callable[[States], Any] = lambda states: None,
 ) -> tuple[Tensor, States]:
-    states = tuple(x.clone() for x in states)
-    o = tensors[0].new_empty(tensors[0].shape[0], parts[-1].tokens.stop, *shape)
+    states, o = tuple(x.clone() for x in states), None
     for piece in parts:
         before = tuple(x[piece.sequences].clone() for x in states)
         keep(before)
         cut = tuple(x[:, at] for x, at in zip(tensors, piece.cuts, strict=True))
         done, after = step(piece, cut, before)
+        if o is None:
+            o = done.new_empty(done.shape[0], parts[-1].tokens.stop, *shape)
         o[:, piece.tokens].view(done.shape).copy_(done)
         for x, rows in zip(states, after, strict=True):
             x[piece.sequences] = rows
