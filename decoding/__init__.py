@@ -1,6 +1,7 @@
 """How tokens are chosen: works with any causal LM of transformers."""
 
 from . import recurrent_depth
+from .beginning import Beginning, begin
 from .generate import Generation, generate
 from .remedies import REMEDIES
 from .repetition import DRY, RPG, DittoCap, NoRepeatNGram, RepetitionPenalty, RPGReleased
@@ -11,11 +12,13 @@ __all__ = [
     "REMEDIES",
     "RPG",
     "SAMPLERS",
+    "Beginning",
     "DittoCap",
     "Generation",
     "NoRepeatNGram",
     "RPGReleased",
     "RepetitionPenalty",
+    "begin",
     "generate",
     "recurrent_depth",
 ]

@@ -9,8 +9,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ from linearize.errors import InputError, UsageError
 
 from . import remedies as remedy
 from . import sampling
+from .beginning import Beginning
 from .encode import Truncate, encode
 from .finite import Finite
 from .repetition.rows import Penalty
@@ -82,6 +84,7 @@ def generate(
     on_text: Callable[[str], None] | None = None,
     on_penalty: Callable[[int, Penalty], None] | None = None,
     batch_size: int = 8,
+    beginning: Beginning | None = None,
     **options: Any,
 ) -> list[Generation]:
     """Continue each prompt; results come in the order of the prompts, `num_return` for each.
@@ -100,9 +103,11 @@ def generate(
     - `on_penalty`: called with the index of a prompt and what a remedy changed there; `row` then
       counts the prompt's own beams (0 without beams) and `position` its generated tokens, from 0.
     - `batch_size`: rows per forward pass, beams counted.
+    - `beginning`: of `begin`, what all prompts begin with, read already. It changes the time, not
+      the text.
 
-    Raises `UsageError` for an option out of range, `InputError` for a prompt that has no tokens or
-    does not fit the model.
+    Raises `UsageError` for an option out of range, `InputError` for a prompt that has no tokens,
+    does not fit the model or does not begin with the beginning.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if max_new_tokens < 1:
@@ -121,6 +126,9 @@ def generate(
     chosen.check_returns(num_return)
     sampling.check_model(sampler, model)
     encoded = _encode(model, tokenizer, prompts, max_new_tokens, truncate)
+    if beginning is not None:
+        for index, ids in enumerate(encoded):
+            beginning.check(ids, index)
 
     run = _Run(
         model=model,
@@ -133,6 +141,7 @@ def generate(
         eos=_end_tokens(model, tokenizer),
         on_text=on_text,
         on_penalty=on_penalty,
+        beginning=beginning,
     )
     draws = num_return if chosen.draws else 1
     jobs = [
@@ -143,12 +152,12 @@ def generate(
     # Prompts of like length share a batch: less padding to compute.
     order = sorted(range(len(jobs)), key=lambda job: len(jobs[job][1]))
     width = max(1, batch_size // chosen.beams)
+    even = beginning is not None and beginning.even(model, bool(remedies))
     done: dict[int, list[Continuation]] = {}
     training = model.training
     model.eval()  # dropout would make the text depend on more than the seed
     try:
-        for first in range(0, len(order), width):
-            some = order[first : first + width]
+        for some in _batches(order, [len(ids) for _, ids, _ in jobs], width, even=even):
             done.update(zip(some, run([jobs[job] for job in some]), strict=True))
     finally:
         model.train(training)
@@ -182,15 +191,21 @@ class _Run:
     eos: list[int]
     on_text: Callable[[str], None] | None
     on_penalty: Callable[[int, Penalty], None] | None
+    beginning: Beginning | None
 
     def __call__(self, jobs: Sequence[tuple[int, list[int], int]]) -> list[list[Continuation]]:
         """Each job's continuations, `returns` of them."""
         prompts = [ids for _, ids, _ in jobs]
         length, device = max(map(len, prompts)), self.model.device
         pad = self.eos[0] if self.eos else 0  # never seen: masked in the prompt, cut after the end
-        ids = torch.tensor([[pad] * (length - len(p)) + p for p in prompts], device=device)
+        known = [] if self.beginning is None else self.beginning.ids
+        n = len(known)  # padding stands behind what has been read already
+        ids = torch.tensor(
+            [known + [pad] * (length - len(p)) + p[n:] for p in prompts], device=device
+        )
         mask = torch.tensor(
-            [[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device
+            [[1] * n + [0] * (length - len(p)) + [1] * (len(p) - n) for p in prompts],
+            device=device,
         )
         rows = [[self._continuation(prompt) for _ in range(self.returns)] for prompt in prompts]
         broken: dict[int, int] = {}  # job -> tokens before its logits broke
@@ -222,6 +237,8 @@ class _Run:
         processors += arguments.pop("logits_processor", [])
         watch = Watch([row for some in rows for row in some], length, self.on_text)
         stopping: list[Any] = [watch] if beams == 1 else []
+        if self.beginning is not None:
+            arguments["past_key_values"] = self.beginning.rows(len(prompts) * beams)
         if beams > 1 and self.stop:
             stopping.append(StopStrings(self.tokenizer, self.stop, length))
         with torch.inference_mode():
@@ -253,6 +270,15 @@ class _Run:
             watch.feed(row, tokens[:whole])
             if whole is not None:
                 row.end("nan")
+
+
+def _batches(
+    order: Sequence[int], lengths: Sequence[int], width: int, *, even: bool
+) -> Iterator[list[int]]:
+    """`order` in pieces of at most `width` jobs, of one length if they are to be `even`."""
+    for _, same in groupby(order, key=lambda job: lengths[job] if even else 0):
+        jobs = list(same)
+        yield from (jobs[first : first + width] for first in range(0, len(jobs), width))
 
 
 def _encode(

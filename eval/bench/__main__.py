@@ -82,8 +82,9 @@ def _measure(name: str, module: Any, asked: argparse.Namespace) -> None:
         for cells in module.rows(measured[-1]):
             print(_line(cells), flush=True)
     print(
-        f"\nmeasured limits: copying {most['copy'] / 1e9:.1f} GB/s, matrix products in "
-        f"{most['dtype']} {most['matrix'] / 1e12:.3f} Top/s"
+        f"\nmeasured limits: copying {most['copy'] / 1e9:.1f} GB/s, reading "
+        f"{most['read'] / 1e9:.1f} GB/s, matrix products in {most['dtype']} "
+        f"{most['matrix'] / 1e12:.3f} Top/s"
     )
     if asked.json:
         _write(

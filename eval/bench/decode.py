@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import Cache
 
 from linearize.figures import bytes_text
 from linearize.liger.state import cache_bytes
@@ -22,11 +23,13 @@ from . import counting, shapes
 from .drawing import Panel
 from .prefill import random_tokens, reader
 from .registry import count
-from .timing import compare
+from .timing import compare, wait
 
 CONTEXTS = (128, 256, 512, 1024, 2048, 4096)
 STEPS = 16  # tokens decoded per timed call
-COLUMNS = ("context", "model", "tokens/s", "of the base's", "prompt ms", "cache", "of copy")
+SPARE = 64  # places of a static cache behind the prompt
+LONG = 4096  # tokens: a longer prompt is read once, a shorter one until its time is sure
+COLUMNS = ("context", "model", "tokens/s", "of the base's", "prompt ms", "cache", "of read")
 COLUMNS += ("of matrix rate",)
 PANELS = (
     Panel("time per decoded token", "context", "seconds", "seconds"),
@@ -39,31 +42,55 @@ def options(parser: argparse.ArgumentParser) -> None:
     shapes.options(parser, "embedded")
     parser.add_argument("--contexts", type=count, nargs="+", default=CONTEXTS, metavar="TOKENS")
     parser.add_argument("--seconds", type=float, default=1.0, help="per case, at least [1]")
+    parser.add_argument("--converted", action="store_true", help="alone, without its base")
+    parser.add_argument("--compile", action="store_true", help="its step over a static cache, too")
 
 
 def start(asked: argparse.Namespace, device: torch.device) -> tuple[str, Iterator[dict[str, Any]]]:
     """What is measured, in words, and its records."""
     model, _, name = shapes.chosen(asked, device)
-    return f"decoding with {name}", run(model, contexts=asked.contexts, seconds=asked.seconds)
+    how = {"alone": asked.converted, "compiled": asked.compile, "seconds": asked.seconds}
+    return f"decoding with {name}", run(model, contexts=asked.contexts, **how)
 
 
 def run(
-    base: Any, *, contexts: Sequence[int] = CONTEXTS, seconds: float = 1.0
+    base: Any,
+    *,
+    contexts: Sequence[int] = CONTEXTS,
+    alone: bool = False,
+    compiled: bool = False,
+    seconds: float = 1.0,
 ) -> Iterator[dict[str, Any]]:
     """One record per context length.
 
     `context` tokens; for `base` and `converted` each: `prefill_seconds`, `seconds` and `operations`
     per token, `cache_bytes` right after prefill, and `bytes` (weights and cache, read once).
+
+    - `alone`: without the base. `compiled`: with a third way, `compiled`, the converted model's
+      step as `torch.compile` makes it, over a static cache.
     """
-    models = {"base": base, "converted": shapes.converted(base)}
+    models = {} if alone else {"base": base}
+    models["converted"] = shapes.converted(base)
+    steps: dict[str, Any] = dict(models)
+    if compiled:
+        models["compiled"] = models["converted"]
+        steps["compiled"] = torch.compile(models["converted"].forward, fullgraph=True)
     for context in contexts:
         tokens = random_tokens(base, 1, context)
-        with torch.inference_mode():
+        with torch.no_grad():  # the compiler does not know inference mode
             prefill = {name: reader(model, tokens) for name, model in models.items()}
-            prefill_seconds = compare(prefill, seconds=seconds / 2)
-            caches = {name: way() for name, way in prefill.items()}
+            if compiled:
+                prefill["compiled"] = reader(models["compiled"], tokens, static=context + SPARE)
+            caches, prefill_seconds = {}, {}
+            for name, way in prefill.items():
+                start = time.perf_counter()
+                caches[name] = way()
+                wait()
+                prefill_seconds[name] = time.perf_counter() - start
+            if context <= LONG:
+                prefill_seconds = compare(prefill, seconds=seconds / 2)
             sizes = {name: cache_bytes(cache) for name, cache in caches.items()}
-            taken, counted = _decode(models, caches, tokens[:, -1:], seconds)
+            taken, counted = _decode(steps, caches, tokens[:, -1:], seconds)
         yield {
             "context": context,
             "prefill_seconds": prefill_seconds,
@@ -76,11 +103,11 @@ def run(
 
 def _decode(
     models: dict[str, Any],
-    caches: dict[str, DynamicCache],
+    caches: dict[str, Cache],
     token: torch.Tensor,
     seconds: float,
 ) -> tuple[dict[str, float], dict[str, int]]:
-    fresh: dict[str, DynamicCache] = {}
+    fresh: dict[str, Cache] = {}
 
     def begin(name: str) -> None:  # every timed call begins at the same context
         fresh[name] = copy.deepcopy(caches[name])
@@ -99,7 +126,7 @@ def _decode(
 
 def rows(record: dict[str, Any]) -> Iterator[list[str]]:
     """Lines of the table."""
-    base = record["seconds"]["base"]
+    base = next(iter(record["seconds"].values()))
     for name, seconds in record["seconds"].items():
         yield [
             f"{record['context']:,}",
@@ -108,6 +135,6 @@ def rows(record: dict[str, Any]) -> Iterator[list[str]]:
             f"{base / seconds:.2f}",
             f"{1e3 * record['prefill_seconds'][name]:.1f}",
             bytes_text(record["cache_bytes"][name]),
-            f"{record['of_copy'][name]:.1%}",
+            f"{record['of_read'][name]:.1%}",
             f"{record['of_matrix'][name]:.1%}",
         ]

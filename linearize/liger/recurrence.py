@@ -39,7 +39,7 @@ def recur(
     """
     q = tensors[0]
     parts = []
-    if torch.is_grad_enabled() and q.device.type == "cpu" and mask is None:
+    if torch.is_grad_enabled() and segments.pay(q.device) and mask is None:
         parts = segments.pieces(*q.shape[:2], len(tensors), cu_seqlens)
     if not parts:
         how: dict[str, Any] = {"initial_state": initial_state, "mask": mask}

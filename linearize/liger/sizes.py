@@ -221,7 +221,8 @@ def training_bytes(
       recurrence (`mix="window"`) a is a' + 2.25bGW; a prefix adds 9HD + 36HkD; each expert
       that a token is sent to adds 2bE; capped scores add 8H(W + min(W, 128)) to a, 8HT to a'. With
       checkpointing: one layer's a, and bE for each layer. The factors are fitted to what autograd
-      saves of 256 tokens on the CPU; longer rows, in segments there, and kernels save less.
+      saves of 256 tokens where rows are computed whole; on the CPU, in segments, a is little more
+      than a', and kernels save less too.
     - `logits`: B T V b for each of student, gradient and `teacher`, and 320 MiB at most of float32
       copies of a part of them.
     """

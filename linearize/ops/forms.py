@@ -86,7 +86,7 @@ def _form(
 ) -> tuple[Tensor, State]:
     """The chunked form on the CPU goes over long rows in segments; a kernel has its own ways."""
     form, q = getattr(forms, chosen), tensors[0]
-    cut = chosen == "chunk" and q.device.type == "cpu"
+    cut = chosen == "chunk" and segments.pay(q.device)
     parts = segments.pieces(*q.shape[:2], len(tensors), cu_seqlens) if cut else []
     if len(parts) < 2:
         how = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}

@@ -39,6 +39,11 @@ class Piece(NamedTuple):
 Step = Callable[[Piece, tuple[Tensor, ...], States], tuple[Tensor, States]]
 
 
+def pay(device: torch.device) -> bool:
+    """Whether segments are worth it there: an accelerator has better use for whole rows."""
+    return device.type == "cpu"
+
+
 def tokens(batch: int, unit: int) -> int:
     """Tokens of each row in a segment of `batch` rows, a multiple of `unit`."""
     return max(SEGMENT // (unit * max(batch, 1)), 1) * unit

@@ -156,7 +156,8 @@ def blocked(
         return q.new_zeros(B, 0, H, v.shape[3])
     block = block_size(window)
     past = -(-(window - 1) // ALIGNED) * ALIGNED  # keys before a block that come with it
-    size = segments.tokens(B, block) if q.device.type == "cpu" else T
+    pay = segments.pay(q.device)
+    size = segments.tokens(B, block) if pay else T
     tensors = [q, k, v]
     if sinks is not None:
         tensors += [x if documents is None else x[None] for x in (sinks.k, sinks.v)]
@@ -168,7 +169,7 @@ def blocked(
             far = slice(None)
         return segments.Piece(at, (at, seen, seen, far, far)[: len(tensors)])
 
-    spelt_out = softcap is None and q.device.type == "cpu" and q.dtype in EXACT
+    spelt_out = softcap is None and pay and q.dtype in EXACT
     how = {"block": block, "scale": scale, "softcap": softcap, "spelt_out": spelt_out}
 
     def look(at: slice) -> Tensor:
@@ -184,7 +185,7 @@ def blocked(
 
     parts = [cut(slice(n, min(n + size, T))) for n in range(0, T, size)]
     shape = (H, v.shape[3])
-    if len(parts) == 1:
+    if len(parts) == 1 and not (spelt_out and torch.is_grad_enabled()):  # scores are not kept
         return step(parts[0], tuple(tensors), ())[0].reshape(B, T, *shape)
     return segments.run(step, parts, tuple(tensors), (), shape)[0]
 
