@@ -27,6 +27,7 @@ from .timing import compare, wait
 
 CONTEXTS = (128, 256, 512, 1024, 2048, 4096)
 STEPS = 16  # tokens decoded per timed call
+SHORT = 256  # tokens; windows are full behind them
 SPARE = 64  # places of a static cache behind the prompt
 LONG = 4096  # tokens: a longer prompt is read once, a shorter one until its time is sure
 COLUMNS = ("context", "model", "tokens/s", "of the base's", "prompt ms", "cache", "of read")
@@ -43,13 +44,19 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--contexts", type=count, nargs="+", default=CONTEXTS, metavar="TOKENS")
     parser.add_argument("--seconds", type=float, default=1.0, help="per case, at least [1]")
     parser.add_argument("--converted", action="store_true", help="alone, without its base")
+    parser.add_argument(
+        "--fill",
+        action="store_true",
+        help="random numbers as the base's cache: nothing long is read",
+    )
     parser.add_argument("--compile", action="store_true", help="its step over a static cache, too")
 
 
 def start(asked: argparse.Namespace, device: torch.device) -> tuple[str, Iterator[dict[str, Any]]]:
     """What is measured, in words, and its records."""
     model, _, name = shapes.chosen(asked, device)
-    how = {"alone": asked.converted, "compiled": asked.compile, "seconds": asked.seconds}
+    how = {"alone": asked.converted, "compiled": asked.compile, "filled": asked.fill}
+    how["seconds"] = asked.seconds
     return f"decoding with {name}", run(model, contexts=asked.contexts, **how)
 
 
@@ -59,6 +66,7 @@ def run(
     contexts: Sequence[int] = CONTEXTS,
     alone: bool = False,
     compiled: bool = False,
+    filled: bool = False,
     seconds: float = 1.0,
 ) -> Iterator[dict[str, Any]]:
     """One record per context length.
@@ -68,6 +76,9 @@ def run(
 
     - `alone`: without the base. `compiled`: with a third way, `compiled`, the converted model's
       step as `torch.compile` makes it, over a static cache.
+    - `filled`: caches as they are behind a long prompt, without reading it: time per token does not
+      depend on what they hold. The base's has random numbers, the converted model reads `SHORT`
+      tokens, behind which its cache grows no more. Without `prefill_seconds`.
     """
     models = {} if alone else {"base": base}
     models["converted"] = shapes.converted(base)
@@ -76,7 +87,7 @@ def run(
         models["compiled"] = models["converted"]
         steps["compiled"] = torch.compile(models["converted"].forward, fullgraph=True)
     for context in contexts:
-        tokens = random_tokens(base, 1, context)
+        tokens = random_tokens(base, 1, min(context, SHORT) if filled else context)
         with torch.no_grad():  # the compiler does not know inference mode
             prefill = {name: reader(model, tokens) for name, model in models.items()}
             if compiled:
@@ -87,18 +98,28 @@ def run(
                 caches[name] = way()
                 wait()
                 prefill_seconds[name] = time.perf_counter() - start
-            if context <= LONG:
+            if filled and "base" in caches:
+                _fill(caches["base"], context - tokens.shape[1])
+            if context <= LONG and not filled:
                 prefill_seconds = compare(prefill, seconds=seconds / 2)
             sizes = {name: cache_bytes(cache) for name, cache in caches.items()}
             taken, counted = _decode(steps, caches, tokens[:, -1:], seconds)
         yield {
             "context": context,
-            "prefill_seconds": prefill_seconds,
+            **({} if filled else {"prefill_seconds": prefill_seconds}),
             "cache_bytes": sizes,
             "bytes": {n: shapes.weight_bytes(m) + sizes[n] for n, m in models.items()},
             "operations": {name: value // STEPS for name, value in counted.items()},
             "seconds": {name: value / STEPS for name, value in taken.items()},
         }
+
+
+def _fill(cache: Cache, tokens: int) -> None:
+    """Append so many random keys and values to every layer."""
+    for layer, entry in enumerate(cache.layers):
+        size = (*entry.keys.shape[:2], tokens, entry.keys.shape[3])
+        more = (torch.randn(size, device=x.device).to(x.dtype) for x in (entry.keys, entry.values))
+        cache.update(*more, layer)
 
 
 def _decode(
@@ -133,7 +154,7 @@ def rows(record: dict[str, Any]) -> Iterator[list[str]]:
             name,
             f"{1 / seconds:.1f}",
             f"{base / seconds:.2f}",
-            f"{1e3 * record['prefill_seconds'][name]:.1f}",
+            f"{1e3 * record['prefill_seconds'][name]:.1f}" if "prefill_seconds" in record else "-",
             bytes_text(record["cache_bytes"][name]),
             f"{record['of_read'][name]:.1%}",
             f"{record['of_matrix'][name]:.1%}",

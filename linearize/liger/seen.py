@@ -20,7 +20,8 @@ class Seen:
 
     - `k`: [B, P + T, Hk, D], rotated; `v`: [B, P + T, Hk, *]. Packed documents are one row: B = 1.
     - `mask`: [B, P + T] bool, True = real token; None = all real.
-    - `number`: [B or 1, P + T], real tokens of its document before each.
+    - `number`: [B or 1, P + T], real tokens of its document before each; None where neither sinks
+      nor raw keys ask for it.
     - `sinks`: of each document, None where the layer has none.
     - `raw`: [B, P + T, Hk, D], the keys before rotary embedding, where the layer keeps them.
     """
@@ -28,7 +29,7 @@ class Seen:
     k: Tensor
     v: Tensor
     mask: Tensor | None
-    number: Tensor
+    number: Tensor | None
     sinks: Sinks | None
     raw: Tensor | None = None
 
@@ -68,24 +69,31 @@ def look(
     - `raw`: keys before rotary embedding, like k, if they are to be kept. The cache has them beside
       the values, and one token more than the window sees: that which is about to leave it.
     """
+    first = number = None
+    counted = bool(sinks) or raw is not None
     if layout.cu_seqlens is not None:
         documents = {"cu_seqlens": layout.cu_seqlens}
         k, v, raw = layout.row(k), layout.row(v), raw if raw is None else layout.row(raw)
-        mask, number = None, numbers(k.shape[1], **documents, device=k.device)
-        first = [first_tokens(x, sinks, **documents) for x in (k, v)] if sinks else None
+        mask = None
+        if counted:
+            number = numbers(k.shape[1], **documents, device=k.device)
+        if sinks:
+            first = [first_tokens(x, sinks, **documents) for x in (k, v)]
     elif cache is None:
         mask = layout.mask
-        number = numbers(k.shape[1], mask=mask, device=k.device)
-        first = [first_tokens(x, sinks, mask=mask) for x in (k, v)] if sinks else None
+        if counted:
+            number = numbers(k.shape[1], mask=mask, device=k.device)
+        if sinks:
+            first = [first_tokens(x, sinks, mask=mask) for x in (k, v)]
     else:
         total = layout.past + k.shape[1] if layout.mask is None else layout.mask.sum(1)
-        first = None
         if sinks:
             how = {"n": sinks, "first": first_state, "mask": layout.mask}
             first = state.keep_sinks(cache, layer, k, v, **how)
         kept = v if raw is None else torch.cat([v, raw], -1)
         k, kept, mask = state.extend_window(cache, layer, k, kept, layout.mask)
         v, raw = kept[..., : v.shape[-1]], raw if raw is None else kept[..., v.shape[-1] :]
-        before = total - (k.shape[1] if mask is None else mask.sum(1))
-        number = numbers(k.shape[1], mask=mask, before=before, device=k.device)
+        if counted:
+            before = total - (k.shape[1] if mask is None else mask.sum(1))
+            number = numbers(k.shape[1], mask=mask, before=before, device=k.device)
     return Seen(k, v, mask, number, first and Sinks(*first, number), raw)

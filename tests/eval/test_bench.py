@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from linearize import pretrained
 from linearize.errors import UsageError
 from linearize.eval.bench import __main__ as bench
-from linearize.eval.bench import counting, drawing, ops, parity, samplers, shapes, timing
+from linearize.eval.bench import counting, decode, drawing, ops, parity, samplers, shapes, timing
 from linearize.eval.bench.registry import BENCHES
 
 CPU = torch.device("cpu")
@@ -60,8 +60,21 @@ def test_decode_bench_sees_the_cache_grow_and_the_state_stay(shared, tmp_path):
     assert long["cache_bytes"]["converted"] == short["cache_bytes"]["converted"]
     assert short["cache_bytes"]["base"] == 128 * 5 * 2 * 4 * 8 * 4  # tokens, layers, KV, Hk, D
     for record in (short, long):
-        for figures in ("seconds", "prefill_seconds", "of_copy", "of_matrix"):
+        for figures in ("seconds", "prefill_seconds", "of_copy", "of_read", "of_matrix"):
             assert all(value > 0 for value in record[figures].values())
+
+
+def test_a_filled_cache_is_as_long_as_one_that_was_read():
+    base = shapes.random("tiny")
+    found = []
+    for filled in (False, True):
+        record = next(decode.run(base, contexts=[300], filled=filled, seconds=0))
+        assert filled != ("prefill_seconds" in record)
+        found.append(record["cache_bytes"])
+    assert found[0] == found[1]
+    assert list(next(decode.run(base, contexts=[8], alone=True, seconds=0))["seconds"]) == [
+        "converted"
+    ]
 
 
 def test_operations_are_those_of_the_matrix_products():
