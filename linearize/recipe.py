@@ -83,6 +83,8 @@ class DataSettings(_Strict):
     eval_fraction: float = Field(0.02, gt=0, lt=1)
     eval_tokens: int = Field(50_000, ge=1)  # at most this many tokens are evaluated
     separator: str = "<|endoftext|>"  # line that separates documents in .txt files; "" = none
+    # functions: train on each function of Python sources as a document of its own
+    pieces: Literal["documents", "functions"] = "documents"
     seq_len: int = Field(512, ge=2)  # tokens per row
     boundaries: bool = True  # False: documents leak into each other inside a row (the paper's code)
     bos: bool = True  # begin each document with the tokenizer's bos token, if it has one

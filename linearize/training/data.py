@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import InputError, UsageError, suggest
 from ..recipe import DataSettings
 from . import corpora
+from .functions import functions
 
 
 def documents(settings: DataSettings) -> Iterator[str]:
@@ -47,11 +48,24 @@ def split(settings: DataSettings) -> Iterator[tuple[bool, str]]:
     """Documents with a flag: True for every n-th, which is held out of training.
 
     n is `1 / settings.eval_fraction`, rounded, at least 2. With a held-out source of its own
-    (`settings.eval_source`) nothing is held out here. Raises as `documents` does.
+    (`settings.eval_source`) nothing is held out here. With `settings.pieces` "functions", those of
+    each document come in its place; held-out documents stay whole, so that losses compare. Raises
+    as `documents` does, and `InputError` if there is not one function.
     """
     every = None if settings.eval_source else _every(settings)
+    found = settings.pieces == "documents"
     for index, text in enumerate(documents(settings)):
-        yield every is not None and index % every == every - 1, text
+        kept_back = every is not None and index % every == every - 1
+        if kept_back or settings.pieces == "documents":
+            yield kept_back, text
+            continue
+        for piece in functions(text):
+            found = True
+            yield False, piece
+    if not found:
+        raise InputError(
+            f"there is no function of Python in {settings.source}; leave out data.pieces=functions"
+        )
 
 
 def prompted(settings: DataSettings, field: str) -> Iterator[tuple[str, str]]:
