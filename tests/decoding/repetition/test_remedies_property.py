@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from linearize.decoding.remedies import REMEDIES, options_of
 
 SIZE = 1952
-EXAMPLES = 2000 // len(REMEDIES) + 1
+CASES = 2000  # through every remedy, or through all of them together
 STEPS = 12
 PROGRAMS = {
     "python": "def f(x):\n    if x == 1:\n        return 'a'\n    elif x:\n        return [b, 2]\n",
@@ -59,12 +59,19 @@ def random_logits(draw, height):
     return scores.to(draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16])))
 
 
+@pytest.mark.parametrize(
+    "cases",
+    [
+        pytest.param(CASES // len(REMEDIES) + 1, id="quick"),
+        pytest.param(CASES, id="all", marks=pytest.mark.slow),
+    ],
+)
 @every_remedy
-def test_anything_goes(looping, name):
+def test_anything_goes(looping, name, cases):
     _, tokenizer, _ = looping
     build(name, tokenizer)  # skips here, once
 
-    @settings(max_examples=EXAMPLES, deadline=None)
+    @settings(max_examples=cases, deadline=None)
     @given(data=st.data())
     def check(data):
         draw = data.draw
