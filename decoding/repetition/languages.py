@@ -24,6 +24,7 @@ class Language:
     - `strings`: (opening, closing, may span lines); `raw`: openings of those without escapes.
     - `line_comment`, `block_comment`: how comments begin, and end.
     - `regexes`: a slash may open a regular expression; `lifetimes`: a quote need not open anything.
+    - `trailing_commas`: a comma may stand before any closing bracket, not just before a brace.
     - `indented`: indentation, not braces, says which block a line belongs to.
     - `keywords`: words that few other languages start a line with; for guessing.
     """
@@ -38,6 +39,7 @@ class Language:
     block_comment: tuple[bytes, bytes] | None = (b"/*", b"*/")
     regexes: bool = False
     lifetimes: bool = False
+    trailing_commas: bool = True
     indented: bool = False
     keywords: frozenset[bytes] = frozenset()
 
@@ -93,6 +95,7 @@ LANGUAGES: dict[str, Language] = {
                 "switch_block_statement_group"
             ),
             strings=((b'"""', b'"""', True), (b'"', b'"', False), (b"'", b"'", False)),
+            trailing_commas=False,
             keywords=_words("public private static void final extends throws String System."),
         ),
         Language(
@@ -116,12 +119,14 @@ LANGUAGES: dict[str, Language] = {
             "c",
             "tree_sitter_c",
             _blocks(_C_BLOCKS),
+            trailing_commas=False,
             keywords=_words("#include int void char* printf( struct sizeof( static NULL"),
         ),
         Language(
             "cpp",
             "tree_sitter_cpp",
             _blocks(f"{_C_BLOCKS} declaration_list"),
+            trailing_commas=False,
             keywords=_words("#include std:: cout namespace template class auto public: using int"),
         ),
         Language(

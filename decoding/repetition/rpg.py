@@ -42,6 +42,7 @@ class _State:
     fences: Fences
     source: Source | None
     periods: Periods
+    words: Periods | None = None  # of the open string or comment, blanks left out
     pending: list[int] = field(default_factory=list)
     hot: bool = False  # a run ended at the last boundary
 
@@ -126,6 +127,7 @@ class RPG(RowProcessor[_State]):
             state.fences.fork(),
             state.source and state.source.fork(),
             state.periods.fork(),
+            state.words and state.words.fork(),
             list(state.pending),
             state.hot,
         )
@@ -158,22 +160,35 @@ class RPG(RowProcessor[_State]):
             if state.fences.append(piece):
                 state.source = state.fences.source(count_all=self.count_prompt)
             elif state.source is not None:
-                state.source.append(piece)
+                self._append(state, token, piece)
         state.pending.clear()
 
+    def _append(self, state: _State, token: int, piece: bytes) -> None:
+        before = state.source.scanner.inside
+        state.source.append(piece)
+        if before is None or state.source.scanner.inside != before:
+            state.words = None
+        elif alike := self.vocabulary.alike(token):
+            state.words = state.words or Periods(LONGEST)
+            state.words.append(alike[-1])
+
     def _verbatim(self, state: _State) -> Iterator[tuple[list[int], int, str]]:
-        found = state.periods.run(min_copies=self.min_verbatim, min_tokens=2 * self.min_verbatim)
-        if found is None:
-            return
-        copies, unit = found
-        text = self.vocabulary.text(unit)
         in_code = state.source is not None and state.source.scanner.inside is None
-        # Whole statements are the grammar's business, indentation is nobody's.
-        if not text.strip() or (in_code and b"\n" in text):
-            return
-        shown = text.decode(errors="replace")
-        count = min(copies - self.min_verbatim + 1, self.max_count)
-        yield [unit[0]], count, f"{copies} copies of {shown!r}"
+        for periods in (state.periods, state.words):
+            found = periods and periods.run(
+                min_copies=self.min_verbatim, min_tokens=2 * self.min_verbatim
+            )
+            if not found:
+                continue
+            copies, unit = found
+            text = self.vocabulary.text(unit)
+            # Whole statements are the grammar's business, indentation is nobody's.
+            if not text.strip() or (in_code and b"\n" in text):
+                continue
+            shown = text.decode(errors="replace")
+            count = min(copies - self.min_verbatim + 1, self.max_count)
+            tokens = [unit[0]] if periods is state.periods else self.vocabulary.alike(unit[0])
+            yield tokens, count, f"{copies} copies of {shown!r}"
 
     def _runs(self, state: _State) -> list[Run]:
         source = state.source
@@ -205,10 +220,15 @@ class RPG(RowProcessor[_State]):
             return
         scanner = state.source and state.source.scanner
         excess = sum(self._count(run) for run in runs)
-        if scanner and excess and scanner.inside not in (None, b"\n"):
+        looped = max(state.periods.looped, state.words.looped if state.words else 0.0)
+        if scanner and scanner.inside not in (None, b"\n") and (excess or looped >= 4):
             closing = self.vocabulary.starting(scanner.inside, None, None)
-            yield closing, min(excess, self.max_count), "a string that repeats itself could end"
-        looped = state.periods.looped
+            copies = min(excess + looped // 4, self.max_count)
+            yield closing, copies, "a string that repeats itself could end"
+        if scanner and excess and (bracket := self._closing(state.source)):
+            closing = self.vocabulary.starting(bracket, None, None)
+            copies = min(excess, self.max_count) / self.eos_boost
+            yield closing, copies, "a list that repeats itself could end"
         if scanner and scanner.inside is None and scanner.at_boundary:
             excess += looped // 4
             if not (excess and state.source.complete()):
@@ -219,6 +239,14 @@ class RPG(RowProcessor[_State]):
             excess = looped // 8
         if excess and len(self.eos):
             yield self.eos, min(excess, self.max_count), "a text that repeats itself could end here"
+
+    def _closing(self, source: Source) -> bytes | None:
+        """The bracket that could close here, after a comma; elsewhere more than it is missing."""
+        scanner = source.scanner
+        if scanner.inside is not None or scanner.last != b"," or not scanner.closers:
+            return None
+        bracket = scanner.closers[-1]
+        return bracket if source.language.trailing_commas or bracket == b"}" else None
 
     def _openers(self, source: Source, run: Run) -> Iterator[list[int]]:
         """Tokens with which another copy could begin at the cursor."""

@@ -26,6 +26,7 @@ SLACK = 8  # siblings that pile up before some are dropped
 MAX_BYTES = 6_000  # of text that is parsed, roughly
 MAX_DEPTH = 64  # nesting of expressions that signatures tell apart
 _JUMP = re.compile(r"(return|break|continue|pass|raise|throw)_statement$")
+_STATEMENT = re.compile(r"_(statement|definition|declaration|item)$")
 _BLANKS = b" \t\r\n\x0b\x0c"
 
 
@@ -83,12 +84,21 @@ class Source:
         return bytes(self.text[self.end :])
 
     def complete(self) -> bool:
-        """The text could end here: nothing is open, and its last statement parses."""
+        """The text could end here: nothing is open, and its last statement parses. What is wrong
+        further up, in a statement around that one, no continuation can mend.
+        """
         scanner = self.scanner
         if scanner.ending or scanner.last == b":":
             return False
-        last = _last_before(self._root(), self.end)
-        return last is not None and not last.has_error
+        node = self._root()
+        while (last := _last_before(node, self.end)) is not None:
+            lists = node.type in self.language.blocks
+            if (lists or (node.type == "ERROR" and _STATEMENT.search(last.type))) and (
+                not last.has_error
+            ):
+                return True
+            node = last
+        return False
 
     def runs(self, *, min_copies: int, newline: bool = False) -> list[Run]:
         """Runs of at least `min_copies` (one less where they are equal word for word) that another

@@ -56,12 +56,22 @@ class Vocabulary:
         self._rests = [rest for rest, *_ in self._words]
         # No token of most tokenizers holds a line's end and the next line's first word.
         self.joins_lines = any(b"\n" in blanks for _, blanks, _ in self._words)
+        self._alike: dict[bytes, list[int]] = {}
+        for rest, _, index in self._words:
+            self._alike.setdefault(rest.rstrip(_SPACES), []).append(index)
         self.starting = lru_cache(maxsize=4096)(self._starting)
 
     def text(self, ids: list[int]) -> bytes:
         """The bytes of a sequence; ids beyond the tokenizer's own say nothing."""
         size = len(self.pieces)
         return b"".join(self.pieces[i] for i in ids if 0 <= i < size)
+
+    def alike(self, token: int) -> list[int]:
+        """Ids of the tokens that say the same but for blanks, that with a blank before it last;
+        none for mere blanks.
+        """
+        piece = self.pieces[token] if 0 <= token < len(self.pieces) else b""
+        return self._alike.get(piece.strip(_SPACES), [])
 
     def _starting(self, word: bytes, width: int | None, column: int | None) -> Tensor:
         """Ids (int64) of the tokens with which `word` may begin.

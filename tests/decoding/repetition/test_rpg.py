@@ -13,6 +13,7 @@ import linearize
 from linearize import pretrained
 from linearize.decoding.repetition import RPG, languages, vocabulary
 from linearize.errors import InputError, UsageError
+from linearize.eval.metrics.repetition import rep_n
 
 pytest.importorskip("tree_sitter_python")
 LOOP = "if x:\n    f(y)\n"
@@ -87,6 +88,38 @@ def test_a_string_that_repeats_its_lines_may_close(tokenizer):
     assert (after > before)[list(closing)].all()
     assert (after < before)[list(starts(tokenizer, b"The"))].all()
     assert changed(before, after) == closing | starts(tokenizer, b"The")
+
+
+def test_loops_of_words_are_seen_wherever_lines_end(tokenizer):
+    text = '"""It is the same as\n  a list of the same as a list of\n  the same\n  as a list of the'
+    heard = [None]
+    before, after = step(tokenizer, text, heard=heard, eos_boost=0.0)
+    same = set(tokenizer(" same same", add_special_tokens=False).input_ids)
+    assert changed(before, after) >= same
+    assert all(
+        vocabulary.of(tokenizer).pieces[t].strip() == b"same" for t in changed(before, after)
+    )
+    assert heard[-1].reason == "3 copies of ' same as a list of the'"
+    before, after = step(tokenizer, text + ' """\n', eos_boost=0.0)
+    assert not changed(before, after), "the string is over"
+
+
+def test_a_string_that_loops_inside_a_line_may_close(tokenizer):
+    before, after = step(tokenizer, 'f("a name' + " of a name" * 8)
+    closing = starts(tokenizer, b'"')
+    assert (after > before)[list(closing)].all()
+
+
+def test_a_list_that_repeats_itself_may_close_after_a_comma(tokenizer):
+    closing = list(starts(tokenizer, b")"))
+    for text, gains in (("f(0, 0, 0, 0,", True), ("f(0, 0, 0, 0", False), ("f(0, 1, 2,", False)):
+        before, after = step(tokenizer, text)
+        assert bool((after > before)[closing].all()) is gains, text
+    before, after = step(tokenizer, "f(0, 0, 0, 0,", prompt="int a[] =", language="c")
+    assert not (after > before)[closing].any(), "C has no comma before `)`"
+    brace = list(starts(tokenizer, b"}"))
+    before, after = step(tokenizer, " {0, 0, 0, 0,", prompt="int a[] =", language="c")
+    assert (after > before)[brace].all()
 
 
 def test_the_penalty_grows_with_the_copies_and_stops_with_the_pattern(tokenizer):
@@ -188,13 +221,8 @@ def test_a_batch_is_its_rows_in_any_order(tokenizer):
     assert sum(not torch.equal(a, b) for a, b in zip(together, scores, strict=True)) >= 6
 
 
-def distinct_lines(text):
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return len(set(lines)) / max(1, len(lines))
-
-
 @pytest.mark.parametrize(
-    "prompt", ["def add(a, b):\n", "import os\nimport sys\n", "class A:\n    def"]
+    "prompt", ["class Queue:\n    def __init__(self", "import os\nimport os\n", "x = [0, 0,"]
 )
 def test_loops_of_a_real_model_break(embedded, prompt):
     model, tokenizer = embedded
@@ -204,9 +232,10 @@ def test_loops_of_a_real_model_break(embedded, prompt):
     texts = []
     for remedies in ([], [RPG(tokenizer, language="python", eos_token_id=END)]):
         out = model.generate(ids, attention_mask=mask, logits_processor=remedies, **run)
-        texts.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
-    greedy, penalised = map(distinct_lines, texts)
-    assert penalised > greedy or greedy > 0.9, texts
+        texts.append(out[0, ids.shape[1] :].tolist())
+    greedy, penalised = (rep_n([text], 4) for text in texts)
+    assert greedy > 0.5, "the model loops"
+    assert penalised < 0.6 * greedy, texts
 
 
 def test_beams_with_a_real_model(embedded):

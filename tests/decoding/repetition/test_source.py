@@ -196,6 +196,10 @@ def test_copies_before_an_offset_do_not_count():
         ("python", "x = 'a", False),
         ("python", "x = 1 +\n", False),
         ("python", "", False),
+        ("python", "def f(x):\n    y = = 1\n    return x\n", True),  # wrong for good
+        ("python", "def f(x):\n    return x\n    y = = 1\n", False),
+        ("python", "if x = 1:\n    f(x)\n", True),
+        ("c", "int f() { x = = 1; return 1; }\n", True),
         ("c", "int f() { return 1; }\n", True),
         ("c", "int f() { return 1;\n", False),
         ("rust", "fn f<'a>() {}\n", True),
