@@ -44,11 +44,13 @@ class Fences:
         copy.__dict__.update(self.__dict__)
         return copy
 
-    def source(self, *, count_all: bool) -> Source | None:
-        """The code that has begun, None in prose; `count_all`: the prompt's copies count."""
+    def source(self, count_prompt: bool | str) -> Source | None:
+        """The code that has begun, None in prose; `count_prompt` as in `RPG`."""
         if self._language is None:
             return None
-        return Source(self._language, self._code, count_from=0 if count_all else self._prompt)
+        count_from = 0 if count_prompt else self._prompt
+        new_from = 0 if count_prompt is True else self._prompt
+        return Source(self._language, self._code, count_from=count_from, new_from=new_from)
 
     def append(self, data: bytes) -> bool:
         """The text goes on; True if code began or ended, so that `source` is to be asked anew."""

@@ -67,7 +67,8 @@ class RPG(RowProcessor[_State]):
         eos_boost: what the end-of-text tokens gain for each penalised copy, in units of
             `strength`, where the text could end; 0 leaves them alone.
         eos_token_id: end-of-text tokens; None takes the tokenizer's.
-        count_prompt: copies in the prompt count too.
+        count_prompt: copies in the prompt count too; with "repeated" those of statements and
+            elements that the text has repeated once more.
 
     Raises `UsageError` for a value out of range, `InputError` for a grammar that is not installed.
     """
@@ -86,7 +87,7 @@ class RPG(RowProcessor[_State]):
         mode: Mode = "nats",
         eos_boost: float = 4.0,
         eos_token_id: int | list[int] | None = None,
-        count_prompt: bool = False,
+        count_prompt: bool | Literal["repeated"] = "repeated",
         **row: Any,
     ) -> None:
         if language != "auto":
@@ -98,6 +99,10 @@ class RPG(RowProcessor[_State]):
                 raise UsageError(f"{name}={value} is below 2; one copy is no repetition")
         if mode not in ("nats", "centred", "signed"):
             raise UsageError(f"mode '{mode}' is not known; there are nats, centred and signed")
+        if count_prompt not in (True, False, "repeated"):
+            raise UsageError(
+                f"count_prompt='{count_prompt}' is not known; there are true, false and repeated"
+            )
         self.vocabulary = vocabulary.of(tokenizer)
         self.language = language
         self.strength = strength
@@ -114,10 +119,10 @@ class RPG(RowProcessor[_State]):
             text = text[1:]
         fences = Fences(self.language, text)
         periods = Periods(LONGEST)
-        if self.count_prompt:
+        if self.count_prompt is True:
             for token in prompt:
                 periods.append(token)
-        return _State(fences, fences.source(count_all=self.count_prompt), periods)
+        return _State(fences, fences.source(self.count_prompt), periods)
 
     def extend(self, state: _State, token: int) -> None:
         state.pending.append(token)
@@ -158,7 +163,7 @@ class RPG(RowProcessor[_State]):
             state.periods.append(token)
             piece = self.vocabulary.text([token])
             if state.fences.append(piece):
-                state.source = state.fences.source(count_all=self.count_prompt)
+                state.source = state.fences.source(self.count_prompt)
             elif state.source is not None:
                 self._append(state, token, piece)
         state.pending.clear()

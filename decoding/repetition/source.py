@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+from . import tree
 from .grammar import COMPOUND, leaf
 from .languages import find, parser
 from .lines import Lines
@@ -37,13 +38,23 @@ class Source:
         language: a name of `LANGUAGES`.
         text: what is there already.
         count_from: byte offset from which siblings count as copies.
+        new_from: byte offset of the first thing that can make a run: one that ends before is not
+            told of. None takes `count_from`.
 
     Raises `UsageError` for an unknown language, `InputError` if its grammar is not installed.
     """
 
-    def __init__(self, language: str, text: bytes = b"", *, count_from: int = 0) -> None:
+    def __init__(
+        self,
+        language: str,
+        text: bytes = b"",
+        *,
+        count_from: int = 0,
+        new_from: int | None = None,
+    ) -> None:
         self.language = find(language)
         self.count_from = count_from
+        self.new_from = count_from if new_from is None else new_from
         self.text = bytearray()
         self.scanner = Scanner(self.language)
         self._parser = parser(language)
@@ -54,8 +65,8 @@ class Source:
         self._asked: tuple[Any, list[Run]] = (None, [])  # the last question, and the answer
         self.lines = Lines(self.scanner)
         self.text += text
-        self.lines.append(text[:count_from], count=False)
-        self.lines.append(text[count_from:])
+        self.lines.append(text[: self.new_from], count=False)
+        self.lines.append(text[self.new_from :])
 
     def fork(self) -> Source:
         """An independent copy."""
@@ -91,7 +102,7 @@ class Source:
         if scanner.ending or scanner.last == b":":
             return False
         node = self._root()
-        while (last := _last_before(node, self.end)) is not None:
+        while (last := tree.last_before(node, self.end)) is not None:
             lists = node.type in self.language.blocks
             if (lists or (node.type == "ERROR" and _STATEMENT.search(last.type))) and (
                 not last.has_error
@@ -135,8 +146,9 @@ class Source:
 
     def _cut(self, first: int, after: int) -> None:
         del self.text[first:after]
-        if self.count_from > first:
-            self.count_from = max(first, self.count_from - (after - first))
+        for name in ("count_from", "new_from"):
+            if (offset := getattr(self, name)) > first:
+                setattr(self, name, max(first, offset - (after - first)))
         self._tree = None
         self._known = {}
 
@@ -172,21 +184,21 @@ class Source:
             if node.type in blocks:
                 column = self._column(node) if by_line else None
                 yield _Siblings(node, column, open=by_line and newline)
-            elif by_line and _branches(node):
+            elif by_line and tree.branches(node):
                 column = self._column_at(node.start_byte)
                 yield _Siblings(node, column, open=newline, clauses=True)
-            node = _last(node, end, inclusive=by_line)
+            node = tree.last(node, end, inclusive=by_line)
         if not by_line:
             statements = innermost.type in blocks and (not closers or closers[-1] == b"}")
             yield _Siblings(innermost, None, elements=not statements)
-            while statements and (inner := _unclosed(innermost, blocks, end)) is not None:
+            while statements and (inner := tree.unclosed(innermost, blocks, end)) is not None:
                 innermost = inner
                 yield _Siblings(innermost, None)
             if statements:
                 yield _ElseIfs(innermost, None)
 
     def _column(self, block: Any) -> int:
-        first = _first(block)
+        first = tree.first(block)
         return self._column_at(first.start_byte) if first is not None else -1
 
     def _column_at(self, start: int) -> int:
@@ -206,7 +218,7 @@ class Source:
             alike.setdefault(self.literal(node), []).append(node)
         found = []
         for nodes in alike.values():
-            if len(nodes) >= min_copies:
+            if len(nodes) >= min_copies and nodes[0].start_byte >= self.new_from:
                 # Guards may well do the same: `return False` twice asks for an end, no more.
                 few = len(nodes) == min_copies and _JUMP.match(nodes[0].type)
                 starts = frozenset() if few else self._starts(nodes)
@@ -224,7 +236,7 @@ class Source:
             if listed and "comment" not in node.type and node.start_byte >= self.count_from:
                 yield node
             inside = node.type in self.language.blocks
-            stack += [(c, inside) for c in node.named_children if inside or _compound(c)]
+            stack += [(c, inside) for c in node.named_children if inside or tree.compound(c)]
 
     def mark(self, node: Any, end: int, kind: str) -> Any:
         """What equal siblings share; `kind` as in `Run`."""
@@ -315,7 +327,8 @@ class _Siblings:
             if pattern is not None:
                 copies, period, at = pattern
                 block = nodes[at : at + period * least]
-                if any("comment" not in n.type for n in block):
+                new = nodes[at].start_byte >= source.new_from
+                if new and any("comment" not in n.type for n in block):
                     found.append(self._found(source, kind, copies, period, block))
         return found
 
@@ -333,10 +346,10 @@ class _ElseIfs(_Siblings):
 
     def nodes(self, end: int) -> list[Any]:
         chain = []
-        node = _last_before(self.parent, end)
+        node = tree.last_before(self.parent, end)
         while node is not None:
             if node.type in ("expression_statement", "else_clause"):  # mere wrappings
-                node = _first(node)
+                node = tree.first(node)
                 continue
             if node.type not in ("if_statement", "if_expression"):
                 break
@@ -351,41 +364,3 @@ class _ElseIfs(_Siblings):
     def _found(self, source: Source, kind: str, copies: int, period: int, block: list[Any]) -> Run:
         run = super()._found(source, kind, copies, period, block)
         return replace(run, starts=frozenset({b"else"}))
-
-
-def _first(node: Any) -> Any | None:
-    return node.named_child(0) if node.named_child_count else None
-
-
-def _last_before(node: Any, end: int) -> Any | None:
-    """The last named child that begins before the cursor."""
-    children = (node.named_child(i) for i in range(node.named_child_count - 1, -1, -1))
-    return next((c for c in children if c.start_byte < end), None)
-
-
-def _unclosed(node: Any, blocks: frozenset[str], end: int) -> Any | None:
-    """A block without braces at the end of another, such as that of a case."""
-    last = _last_before(node, end)
-    if last is None or last.type not in blocks or not last.child_count:
-        return None
-    return last if last.child(last.child_count - 1).type != "}" else None
-
-
-def _last(node: Any, end: int, *, inclusive: bool) -> Any | None:
-    """The last child that the cursor lies in."""
-    for index in range(node.child_count - 1, -1, -1):
-        child = node.child(index)
-        if child.start_byte < end:
-            inside = child.end_byte >= end if inclusive else child.end_byte > end
-            return child if inside and child.child_count else None
-    return None
-
-
-def _compound(node: Any) -> bool:
-    return node.child_count > 0 and COMPOUND.search(node.type) is not None
-
-
-def _branches(node: Any) -> bool:
-    """A statement with clauses, such as an if with its elif branches."""
-    last = node.child(node.child_count - 1) if node.child_count else None
-    return last is not None and "clause" in last.type

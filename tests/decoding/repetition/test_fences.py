@@ -11,10 +11,10 @@ CODE = b"def f(x):\n    return x\n"
 def code(language, prompt, *parts, count_all=True):
     """The text of the source after all parts, None in prose."""
     fences = Fences(language, prompt)
-    source = fences.source(count_all=count_all)
+    source = fences.source(count_all)
     for part in parts:
         if fences.append(part):
-            source = fences.source(count_all=count_all)
+            source = fences.source(count_all)
         elif source is not None:
             source.append(part)
     return source and (source.language.name, bytes(source.text))
@@ -53,7 +53,7 @@ def test_copies_in_the_prompt_count_only_if_asked():
     for prompt in (b"x = 1\n" * 4, b"Look:\n```py\n" + b"x = 1\n" * 4):
         language = "auto" if b"`" in prompt else "python"
         for count, wanted in ((True, True), (False, False)):
-            source = Fences(language, prompt).source(count_all=count)
+            source = Fences(language, prompt).source(count)
             assert bool(source.runs(min_copies=3)) is wanted
 
 
@@ -61,5 +61,5 @@ def test_a_copy_goes_its_own_way():
     fences = Fences("auto", b"```py\nx\n")
     copy = fences.fork()
     assert copy.append(b"```\n")
-    assert copy.source(count_all=True) is None
-    assert bytes(fences.source(count_all=True).text) == b"x\n"
+    assert copy.source(True) is None
+    assert bytes(fences.source(True).text) == b"x\n"

@@ -77,7 +77,8 @@ def test_anything_goes(looping, name, cases):
         draw = data.draw
         options = {"language": draw(st.sampled_from(sorted(PROGRAMS)))} if name == "rpg" else {}
         if "count_prompt" in options_of(name):
-            options["count_prompt"] = draw(st.booleans())
+            counted = [False, True] + ["repeated"] * (name == "rpg")
+            options["count_prompt"] = draw(st.sampled_from(counted))
         elif "scope" in options_of(name):
             options["scope"] = draw(st.sampled_from(["output", "prompt", "all"]))
         remedy = REMEDIES[name](tokenizer, pad_token_id=0, **options)

@@ -161,9 +161,21 @@ def test_copies_in_the_prompt_count_only_if_asked(tokenizer):
         assert bool(changed(before, after)) is count
 
 
+def test_copies_in_the_prompt_count_once_the_text_repeats_them(tokenizer):
+    [token] = starts(tokenizer, b"if", 0, 0) & set(tokenizer("if x").input_ids)
+    for written, copies in (("", 0), ("y = 1\n", 0), (LOOP, 5), (LOOP * 2, 6)):
+        before, after = step(tokenizer, written, prompt=LOOP * 4, eos_boost=0.0)
+        lost = max(0, copies - 1) * 4.0
+        assert (before - after)[token].item() == pytest.approx(lost, abs=1e-4), written
+        assert copies or not changed(before, after)
+    before, after = step(tokenizer, LOOP, prompt=LOOP * 4, count_prompt=False)
+    assert not changed(before, after)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"count_prompt": "all"}, "count_prompt='all' is not known"),
         ({"strength": -1.0}, "strength=-1 is negative"),
         ({"strength": float("nan")}, "strength=nan"),
         ({"min_copies": 1}, "min_copies=1 is below 2"),
