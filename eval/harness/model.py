@@ -8,6 +8,7 @@ class `hf`; what differs is how they are computed.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections import Counter, defaultdict
@@ -115,6 +116,8 @@ class Linearize(TemplateLM):
         self._set_recurrences(recurrences)
         self.choice.check(self.model, self.tokenizer)
         self.add_bos_token, self._prefix_token_id = add_bos_token, prefix_token_id
+        # The harness asks for a question's context once for each of its answers.
+        self._encoded = functools.lru_cache(maxsize=8)(self._encode)
         self.chat_template_args = chat_template_args or {}
         self.seed = int(seed)
         shrink = str(batch_size).startswith("auto")
@@ -216,8 +219,11 @@ class Linearize(TemplateLM):
             add_special_tokens = self.add_bos_token
             if has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
                 add_special_tokens = False
-        given = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return self.tokenizer.encode(string, **given)
+        return list(self._encoded(string, add_special_tokens))
+
+    def _encode(self, string: str, special: bool | None) -> tuple[int, ...]:
+        given = {} if special is None else {"add_special_tokens": special}
+        return tuple(self.tokenizer.encode(string, **given))
 
     # The three kinds of requests.
 

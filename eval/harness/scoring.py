@@ -6,6 +6,8 @@
 - A shared beginning is encoded once, its cache is copied to the requests behind it. Rows of
   different lengths carry padding in their middle, which a mask hides; where a model's cache cannot
   hide it, only rows of equal length share a batch.
+- Where every layer is softmax attention, the requests behind a beginning stand beside each other
+  in one row.
 - Long rows go through in pieces, and logits are computed only where they are read.
 """
 
@@ -13,6 +15,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +29,11 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from linearize.liger.state import snapshot
 from linearize.recurrent_depth.interface import is_looped
 
+from . import beside
+from .batches import batches, fixed_cost
 from .prefixes import Branch, shared
 
 PIECE = 4096  # columns per pass
-FILLED = 0.75  # of a beginning's batch: the shortest row is at least this part of the longest
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,9 @@ class Scorer:
         if held is not None:
             depth = dict(enumerate(held.real.sum(1).tolist()))
 
+        def left(row: int, i: int) -> int:
+            return len(rows[i].tokens) - depth[row]
+
         def encode(some: Sequence[tuple[int, Branch]]) -> None:
             parts = [rows[b.of].tokens[b.start : b.end] for _, b in some]
             deeper = self._encode(held, [row for row, _ in some], parts)
@@ -128,25 +136,23 @@ class Scorer:
             found = self._score(held, [row for row, _ in some], parts, [rows[i] for _, i in some])
             on_scores([(i, scores) for (_, i), scores in zip(some, found, strict=True)])
 
-        branches = [(row, b) for row, b in nodes if isinstance(b, Branch)]
-        branches.sort(key=lambda pair: pair[1].start - pair[1].end)
-        for alike in self._alike(branches, lambda pair: pair[1].end - pair[1].start):
-            self._in_batches(alike, encode)
-        leaves = [(row, i) for row, i in nodes if not isinstance(i, Branch)]
-        leaves.sort(key=lambda pair: depth[pair[0]] - len(rows[pair[1]].tokens))
-        self._in_batches(leaves, score)
+        def score_beside(some: Sequence[tuple[int, list[int]]]) -> None:
+            parts = [[rows[i].tokens[depth[row] :] for i in pack] for row, pack in some]
+            asked = [i for _, pack in some for i in pack]
+            found = self._score_beside(
+                held, [row for row, _ in some], parts, [rows[i] for i in asked]
+            )
+            on_scores(list(zip(asked, found, strict=True)))
 
-    def _alike(self, jobs: list, length: Callable[[Any], int]) -> Iterator[list]:
-        """Jobs, longest first, in groups that may share a batch and be continued."""
-        part = FILLED if self._hides_padding else 1
-        group: list = []
-        for job in jobs:
-            if group and length(job) < part * length(group[0]):
-                yield group
-                group = []
-            group.append(job)
-        if group:
-            yield group
+        branches = [(row, b) for row, b in nodes if isinstance(b, Branch)]
+        self._in_batches(branches, lambda job: job[1].end - job[1].start, encode, even=True)
+        leaves = [(row, i) for row, i in nodes if not isinstance(i, Branch)]
+        if held is not None and self._beside:
+            packs = list(_packs(leaves, left))
+            leaves = [(row, pack[0]) for row, pack in packs if len(pack) == 1]
+            packs = [(row, pack) for row, pack in packs if len(pack) > 1]
+            self._in_batches(packs, lambda job: sum(left(job[0], i) for i in job[1]), score_beside)
+        self._in_batches(leaves, lambda job: left(*job), score)
 
     @functools.cached_property
     def _hides_padding(self) -> bool:
@@ -162,17 +168,42 @@ class Scorer:
         cache = DynamicCache(config=self.model.config.get_text_config())
         return bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
-    def _in_batches(self, jobs: list, run: Callable[[list], None]) -> None:
-        first = 0
-        while first < len(jobs):
-            some = jobs[first : first + self.batch_size]
-            try:
-                run(some)
-            except RuntimeError as error:
-                if not self.halve(error, len(some)):
-                    raise
-                continue
-            first += len(some)
+    @functools.cached_property
+    def _beside(self) -> bool:
+        """Whether continuations of one beginning can stand in one row."""
+        return self._plain and beside.understands(self.model)
+
+    def _in_batches(
+        self,
+        jobs: list[Any],
+        length: Callable[[Any], int],
+        run: Callable[[list[Any]], None],
+        *,
+        even: bool = False,
+    ) -> None:
+        """Run jobs, longest first; `even`: they are to be continued, behind their padding."""
+        jobs = sorted(jobs, key=length, reverse=True)
+        alike = [jobs]
+        if even and not self._hides_padding:
+            alike = [list(some) for _, some in itertools.groupby(jobs, length)]
+        for left in alike:
+            while left:
+                plan = batches(
+                    [length(job) for job in left],
+                    most=self.batch_size,
+                    # What continues a batch's rows are passes of its own.
+                    fixed=fixed_cost(self.model.device) * (3 if even else 1),
+                )
+                for at in plan:
+                    try:
+                        run(left[at])
+                    except RuntimeError as error:
+                        if not self.halve(error, at.stop - at.start):
+                            raise
+                        left = left[at.start :]
+                        break
+                else:
+                    left = []
 
     def halve(self, error: RuntimeError, rows: int) -> bool:
         """Whether `rows` rows were too many and fewer may be tried: memory ran out."""
@@ -206,6 +237,31 @@ class Scorer:
                 if low < high:
                     mine = logits[i, low - start : high - start]
                     self._read(mine, part[low + 1 : high + 1], rows[i].lasts, found[i])
+        return found
+
+    def _score_beside(
+        self, held: _Held, of: list[int], parts: list[list[tuple[int, ...]]], rows: list[Row]
+    ) -> list[Scores]:
+        """Scores of `rows`, several of which stand beside each other in each row of the pass."""
+        mask, positions = beside.masked(held.real[of], [[len(p) for p in row] for row in parts])
+        columns, device = positions.shape[1], self.model.device
+        flat = [[token for part in row for token in part] for row in parts]
+        logits = self.model(
+            input_ids=torch.tensor([[*p, *[0] * (columns - len(p))] for p in flat], device=device),
+            attention_mask=mask.to(device),
+            position_ids=positions.to(device),
+            past_key_values=snapshot(held.cache, torch.tensor(of)),
+            use_cache=True,
+        ).logits
+        found = []
+        for i, row in enumerate(parts):
+            end = 0
+            for part in row:
+                end += len(part)
+                asked = rows[len(found)]
+                found.append(Scores([], [], {}))
+                own = part[len(part) - asked.scored + 1 :]
+                self._read(logits[i, end - asked.scored : end], own, asked.lasts, found[-1])
         return found
 
     def _read(
@@ -255,11 +311,13 @@ class Scorer:
         # Plain attention needs to be told of padding only where it lies before what is read: as
         # long as it lies at the end, keys and values of real tokens do not depend on it.
         told = past if self._plain else mask
-        padded = not bool(told.all())
         device = self.model.device
-        for start in range(0, columns, width):
-            end = min(start + width, columns)
+        ends = {*range(width, columns, width), columns}
+        if self.cached and not self._plain:
+            ends.add(self._unpadded(told, past.shape[1]))
+        for start, end in itertools.pairwise(sorted({0, *ends})):
             seen = past.shape[1] + end
+            padded = not bool(told[:, :seen].all())
             given: dict[str, Any] = {"input_ids": ids[:, start:end].to(device)}
             given |= {name: x.to(device) for name, x in extra.items()}
             if padded:
@@ -280,3 +338,26 @@ class Scorer:
                 yield first, output.logits[:, first - end :], cache
             elif end == columns:
                 yield end, output.logits[:, :0], cache
+
+    def _unpadded(self, mask: Tensor, past: int) -> int:
+        """How many new columns are real in all rows, if reading them apart is worth a pass.
+
+        A mask takes a model with a recurrent state about a seventh of its time.
+        """
+        if mask.all():
+            return 0
+        columns = int(mask.all(0).long().cumprod(0).sum()) - past
+        worth = columns * len(mask) >= 16 * fixed_cost(self.model.device)
+        return columns if columns > 0 and worth else 0
+
+
+def _packs(
+    leaves: Sequence[tuple[int, int]], length: Callable[[int, int], int]
+) -> Iterator[tuple[int, list[int]]]:
+    """Requests behind each row of what is held, in packs that stand beside each other."""
+    behind = defaultdict(list)
+    for row, i in leaves:
+        behind[row].append(i)
+    for row, some in behind.items():
+        for pack in beside.packs([length(row, i) for i in some]):
+            yield row, [some[n] for n in pack]
