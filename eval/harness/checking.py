@@ -91,7 +91,7 @@ def _refuse_code(objects: Sequence[Any], allowed: bool) -> None:
 
 def _why(manager: Any, name: str, error: Exception) -> str:
     if isinstance(error, LinearizeError):
-        return str(error)
+        return str(error).removeprefix(f"{name}: ")
     line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     if isinstance(error, ImportError):
         return f"needs a package that is not installed ({line})"

@@ -71,7 +71,7 @@ def evaluate(
     lm = Linearize(model, **arguments)
     for item in checked.tasks:
         for leaf in item.get_all_tasks() if hasattr(item, "get_all_tasks") else [item]:
-            in_step(leaf, lm.rank, lm.world_size)
+            in_step(leaf, lm.rank, lm.world_size, harness.get("limit"))
     try:
         found = simple_evaluate(
             lm,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Entry, Kind
 
+from linearize.errors import UsageError
 from linearize.eval.tasks import TASKS, config
 
 
@@ -109,12 +111,24 @@ def _tokenizer(given: Mapping[str, Any]) -> Any:
     return pretrained.tokenizer(pretrained.locate(str(named))) if named else None
 
 
-def in_step(task: Any, rank: int, count: int) -> None:
+def in_step(task: Any, rank: int, count: int, limit: float | None = None) -> None:
     """Let the processes of one evaluation draw the few-shot examples that a single one would.
 
     The harness draws them document by document, and a process sees every `count`-th document: the
     draws for the others' documents are made and dropped.
+
+    - `limit`: of documents, as in the harness: a number, or below 1 a share.
+
+    Raises `UsageError` for a task with fewer documents than processes.
     """
+    documents = len(task.eval_docs) if count > 1 else count
+    if limit is not None:
+        documents = min(documents, int(limit) if limit >= 1 else math.ceil(documents * limit))
+    if count > 1 and documents < count:
+        raise UsageError(
+            f"{task.task_name} has too few documents ({documents}) for {count} processes; start "
+            f"{documents} at most, or evaluate it by itself"
+        )
     sampler = getattr(task, "sampler", None)
     if count == 1 or sampler is None:
         return

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -98,37 +94,3 @@ def test_mistakes_before_anything_is_asked(
     ended = linearize_command("eval", *arguments)
     assert ended.code == 2
     assert says in ended.err
-
-
-@pytest.mark.slow
-def test_two_processes_find_what_one_finds(data: Path, tmp_path: Path) -> None:
-    asked = ["-m", "linearize.cli.main", "eval", "embedded", "--tasks", "local_piqa"]
-    asked += ["--data-dir", data, "--num_fewshot", "2", "--log_samples", "--device", "cpu"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", str(port)]
-    found = []
-    # accelerate's own launcher starts one process on a CPU, unless it takes it for several GPUs
-    for name, before in {"one": [], "two": launch}.items():
-        subprocess.run(
-            [sys.executable, *before, *asked, "--out", tmp_path / name],
-            check=True,
-            timeout=280,
-            capture_output=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        lines = (tmp_path / name / "samples_local_piqa.jsonl").read_text().splitlines()
-        samples = {s["doc_id"]: s for s in map(json.loads, lines)}
-        results = json.loads((tmp_path / name / "results.json").read_text())["results"]
-        found.append((samples, results["local_piqa"]))
-    assert (tmp_path / "two" / "responses.1.jsonl").stat().st_size
-    (one, alone), (two, together) = found
-    assert sorted(one) == sorted(two) == list(range(9))
-    for i, sample in one.items():
-        assert two[i]["arguments"] == sample["arguments"], "the same examples"
-        for single, split in zip(sample["resps"], two[i]["resps"], strict=True):
-            assert split[0][0] == pytest.approx(single[0][0], abs=1e-3)
-    assert together["acc,none"] == alone["acc,none"]

@@ -10,20 +10,22 @@ from typing import Any
 
 import pytest
 import torch
+from small_recall import small
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import linearize
 from linearize import pretrained
 from linearize.errors import InputError, UsageError
 from linearize.eval.harness import evaluate
+from linearize.eval.tasks import TASKS
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 # lm-eval and what it imports warn about themselves
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-STANDARD = [f"local_{name}" for name in ("arc_easy", "arc_challenge", "hellaswag", "piqa")]
-STANDARD += [f"local_{name}" for name in ("winogrande", "lambada", "wikitext", "gsm8k")]
-STANDARD += ["local_humaneval", "local_mbpp"]
+LIKELIHOOD = [f"local_{name}" for name in ("arc_easy", "arc_challenge", "hellaswag", "piqa")]
+LIKELIHOOD += [f"local_{name}" for name in ("winogrande", "lambada", "wikitext")]
+CODE = ["local_humaneval", "local_mbpp"]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,14 @@ def _run(model: Any, data: Path, names: list[str], **options: Any) -> dict[str, 
 
     from linearize.eval.harness.task_manager import Tasks
 
-    manager = Tasks(include_defaults=False, data_dir=data)
+    recall = set(TASKS) - {*LIKELIHOOD, *CODE, "local_gsm8k"}
+    words = getattr(model, "tokenizer", None)
+    manager = Tasks(
+        include_defaults=False,
+        data_dir=data,
+        parameters={name: small(name) for name in recall},
+        tokenizer=lambda: words,
+    )
     return simple_evaluate(
         model,
         tasks=[manager._load_spec(name) for name in names],
@@ -78,7 +87,7 @@ def test_scores_are_those_of_the_harness(llama: Any, words: Any, data: Path) -> 
 
     from linearize.eval.harness.model import Linearize
 
-    names = STANDARD
+    names = list(TASKS)
     theirs = _run(HFLM(llama, tokenizer=words, batch_size=1), data, names)
     runs = {
         "1": Linearize(llama, tokenizer=words, batch_size=1),
@@ -103,23 +112,51 @@ def test_scores_are_those_of_the_harness(llama: Any, words: Any, data: Path) -> 
     assert ours["config"]["inputs_cut"] > 0
 
 
+def test_shared_beginnings_change_no_score_of_a_converted_model(
+    llama: Any, words: Any, data: Path
+) -> None:
+    from linearize.eval.harness.model import Linearize
+
+    copy = LlamaForCausalLM(llama.config)
+    copy.load_state_dict(llama.state_dict())
+    model = linearize.apply(copy, linearize.LigerSpec(window=8, mix="fixed"))
+    apart, shared = (
+        _run(
+            Linearize(model, tokenizer=words, batch_size=16, prefix_reuse=reuse),
+            data,
+            LIKELIHOOD,
+            num_fewshot=2,
+        )
+        for reuse in (False, True)
+    )
+    for name in LIKELIHOOD:
+        for a, b in zip(apart["samples"][name], shared["samples"][name], strict=True):
+            for (one,), (other,) in zip(a["resps"], b["resps"], strict=True):
+                wanted = (
+                    (pytest.approx(one[0], abs=1e-3), one[1])
+                    if isinstance(one, tuple)
+                    else (pytest.approx(one, rel=1e-5))
+                )
+                assert other == wanted, name
+
+
 def test_an_evaluation_goes_on_where_it_was_ended(
     llama: Any, words: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from linearize.eval.harness import scoring
+    from linearize.eval.harness import responses, scoring
 
     options = {"data_dir": data, "out": tmp_path / "out", "bootstrap_iters": 0}
     arguments = {"tokenizer": words, "batch_size": 4}
     names = ["local_piqa", "local_lambada"]
-    score, batches = scoring.Scorer._score, []
+    add, batches = responses.Responses.add, []
 
     def interrupted(*given: Any) -> Any:
         batches.append(1)
         if len(batches) == 3:
             raise KeyboardInterrupt
-        return score(*given)
+        return add(*given)
 
-    monkeypatch.setattr(scoring.Scorer, "_score", interrupted)
+    monkeypatch.setattr(responses.Responses, "add", interrupted)
     with pytest.raises(linearize.errors.Interrupted, match="goes on from there"):
         evaluate(llama, names, model_args=arguments, **options)
     file = tmp_path / "out" / "responses.jsonl"
@@ -130,7 +167,7 @@ def test_an_evaluation_goes_on_where_it_was_ended(
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(lines) == len({line["key"] for line in lines}), "nothing was computed twice"
 
-    monkeypatch.setattr(scoring.Scorer, "_score", lambda *given: pytest.fail("computed again"))
+    monkeypatch.setattr(scoring.Scorer, "_read", lambda *given: pytest.fail("computed again"))
     again = evaluate(llama, names, model_args=arguments, **options)
     assert again["results"] == whole["results"]
     saved = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -179,7 +216,7 @@ def test_lengths(llama: Any, words: Any, caplog: pytest.LogCaptureFixture) -> No
 
     copy = LlamaForCausalLM(llama.config)
     copy.load_state_dict(llama.state_dict())
-    converted = linearize.apply(copy, linearize.LigerSpec(window=8))
+    converted = linearize.apply(copy, linearize.LigerSpec(window=8, mix="fixed"))
     text = "one two three four five six seven eight nine ten " * 30
     request = [SimpleNamespace(args=(text,))]
 

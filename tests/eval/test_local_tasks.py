@@ -202,3 +202,7 @@ def test_processes_draw_the_examples_that_one_would(data: Path) -> None:
     alone = prompts(0, 1)
     assert len(set(alone.values())) == 8
     assert {**prompts(0, 3), **prompts(1, 3), **prompts(2, 3)} == alone
+    task = Tasks(include_defaults=False, data_dir=data)._load_spec("local_arc_easy")
+    for limit in (None, 2, 0.1):
+        with pytest.raises(UsageError, match=r"too few documents \(.*\) for 9 processes"):
+            in_step(task, 0, 9, limit)

@@ -7,69 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_recall import RECALL, small
 
 from linearize.errors import InputError, UsageError
 from linearize.eval import tasks
-from linearize.eval.recall import extraction
-
-RECALL = {
-    "local_mqar": {"count": 8},
-    "local_set_disjointness": {},
-    "local_phonebook": {"count": 10},
-    "local_passkey": {"length": 200},
-    "local_copying": {"length": 16},
-    "local_lookup": {},
-    "local_niah_single_1": {"length": 400},
-    "local_niah_multikey_2": {"length": 400},
-    "local_niah_multikey_3": {"length": 400},
-    "local_niah_single_2": {"length": 400},
-    "local_niah_single_3": {"length": 400},
-    "local_fda_like": {"words": 60, "attributes": 5},
-    "local_swde_like": {"words": 60},
-    "local_fda": {},
-    "local_swde": {},
-    "local_squad_completion": {},
-    "local_drop": {},
-    "local_fda_twice": {},
-    "local_squad_completion_cue": {},
-}
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "essay.txt").write_text("One sentence. Another one.\nAnd a third. " * 20)
-    for name, make in (("fda", extraction.fda_like), ("swde", extraction.swde_like)):
-        rows = "".join(json.dumps(row) + "\n" for row in make(4, words=80, attributes=4))
-        (folder / f"{name}.jsonl").write_text(rows)
-    (folder / "squad_completion").mkdir()
-    row = {
-        "context": "It was made in Lyon.",
-        "question": "Where was it made?",
-        "value": "Lyon",
-        "text": "It was made in Lyon. It comes from",
-    }
-    (folder / "squad_completion" / "validation.jsonl").write_text(json.dumps(row) + "\n")
-    row = {
-        "context": "The Hawks led 14-3.",
-        "question": "The leaders were the",
-        "orig_question": "Who led?",
-        "answers": ["Hawks"],
-    }
-    (folder / "drop.jsonl").write_text(json.dumps(row) + "\n")
-    return folder
-
-
-def small(name: str) -> dict[str, Any]:
-    known = tasks.registry.parameters(name)
-    return RECALL[name] | ({"samples": 4} if "samples" in known else {})
 
 
 @pytest.mark.parametrize("name", RECALL)
-def test_the_harness_builds_asks_and_scores(name: str, data_dir: Path, tokenizer: Any) -> None:
+def test_the_harness_builds_asks_and_scores(name: str, released: Path, tokenizer: Any) -> None:
     from lm_eval.api.task import ConfigurableTask
 
-    config = tasks.config(name, small(name), data_dir=data_dir, tokenizer=tokenizer)
+    config = tasks.config(name, small(name), data_dir=released, tokenizer=tokenizer)
     built = ConfigurableTask(config=config)
     docs = list(built.test_docs())
     assert docs
