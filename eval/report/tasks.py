@@ -18,7 +18,10 @@ _SIZES = ("length", "count", "words", "second")
 
 @dataclass(frozen=True)
 class Score:
-    """One metric of one task. `error`: its standard error, None where the harness has none."""
+    """One metric of one task. `error`: its standard error, None where the harness has none.
+
+    `sizes`: parameters of the task that say how much there is to remember.
+    """
 
     task: str
     metric: str
@@ -27,6 +30,7 @@ class Score:
     shots: int | None
     items: int | None
     higher: bool | None
+    sizes: tuple[tuple[str, float], ...] = ()
 
     @property
     def text(self) -> str:
@@ -54,9 +58,15 @@ def scores(source: Source) -> list[Score]:
                     values.get("n-shot", {}).get(task),
                     counts.get("effective"),
                     higher.get(metric) if isinstance(higher, dict) else None,
+                    _sizes(values["configs"].get(task, {})),
                 )
             )
     return found
+
+
+def _sizes(config: dict[str, Any]) -> tuple[tuple[str, float], ...]:
+    told = (config.get("metadata") or {}).get("parameters") or {}
+    return tuple((size, told[size]) for size in _SIZES if _is_number(told.get(size)))
 
 
 def called(source: Source) -> str:
@@ -131,17 +141,25 @@ def _tables(order: Sequence[Source], first: Source | None) -> Iterator[dict[str,
                 (own.get(metric), None if name == whose else difference(own, theirs, metric))
                 for metric in metrics
             ]
-            rows.append((name, cells, name == whose))
+            rows.append((name, cells, name == whose, next(iter(own.values())).sizes))
+        if len({row[-1] for row in rows}) > 1:
+            rows = [(", ".join([n, *(f"{k} {v:,}" for k, v in s)]), *r, s) for n, *r, s in rows]
+        rows = [tuple(row[:3]) for row in rows]
         yield {"task": task, "metrics": list(metrics), "rows": rows, "one": one}
 
 
 def difference(
     own: dict[str, Score], theirs: dict[str, Score], metric: str
 ) -> tuple[float, float | None] | None:
-    """How much more than the teacher, and the standard error of that for independent samples."""
+    """How much more than the teacher, and the standard error of that for independent samples.
+
+    None where the two were not asked the same: another length, or another number of examples.
+    """
     if metric not in own or metric not in theirs:
         return None
     a, b = own[metric], theirs[metric]
+    if (a.sizes, a.shots) != (b.sizes, b.shots):
+        return None
     known = a.error is not None and b.error is not None
     return a.value - b.value, math.hypot(a.error, b.error) if known else None
 
@@ -151,13 +169,10 @@ def _over_length(order: Sequence[Source]) -> Iterator[Figure | None]:
     lines: dict[tuple[str, str, str], dict[str, list[tuple[float, ...]]]] = {}
     for source in order:
         for score in scores(source):
-            config = source.values["configs"].get(score.task, {})
-            told = (config.get("metadata") or {}).get("parameters") or {}
-            for size in _SIZES:
-                if _is_number(told.get(size)):
-                    point = (told[size], score.value, score.error or 0.0)
-                    of = lines.setdefault((score.task, score.metric, size), {})
-                    of.setdefault(called(source), []).append(point)
+            for size, value in score.sizes:
+                point = (value, score.value, score.error or 0.0)
+                of = lines.setdefault((score.task, score.metric, size), {})
+                of.setdefault(called(source), []).append(point)
     for (task, metric, size), some in lines.items():
         if len({point[0] for points in some.values() for point in points}) > 1:
             yield curves(

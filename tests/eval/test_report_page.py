@@ -161,6 +161,8 @@ def test_numbers_in_tables_are_those_of_the_files(read):
     assert [f"{teacher:.4f} ± 0.0112", ""] in [row[1:] for row in rows_of(read, own)]
     change = f"{student - teacher:+.4f} ± {0.0112 * 2**0.5:.4f}"
     assert [f"{student:.4f} ± 0.0112", change] in [row[1:] for row in rows_of(read, other)]
+    asked_less = rows_of(read, "student (longer-eval), length 1,024")
+    assert [row[2] for row in asked_less] == [""], "no difference to another length's score"
     for name in ("teacher", "Liger"):
         points = [r for r in RECALL["rows"] if r["name"] == name]
         cells = [f"{100 * r['accuracy']:.1f} ± {100 * r['stderr']:.1f}" for r in points]
