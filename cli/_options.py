@@ -172,8 +172,8 @@ Recipes = Annotated[
         "--recipe",
         "-r",
         metavar="NAME",
-        help="Name (liger, liger-paper, smoke, llama-3-8b ...: docs/recipes.md) or YAML file; "
-        "may be given several times. Values count in this order: defaults, recipes from the first "
+        help="Name (liger, liger-paper, llama-3-8b) or YAML file; docs/recipes.md has more. May be "
+        "given several times. Values count in this order: defaults, recipes from the first "
         "to the last, KEY=VALUE, options. Default: liger.",
         show_default=False,
     ),
