@@ -1,8 +1,8 @@
-"""The recurrence of a layer, gates and feature maps included; in training a segment at a time.
+"""The recurrence of a layer, gates and feature maps included, a segment of tokens at a time.
 
 Feature maps and gates of a whole row are larger than the projections they are made from. Made a
-segment at a time, where the op goes in segments anyway, they are computed again in the backward
-pass, which keeps the projections alone.
+segment at a time, where the op goes in segments anyway, they need no memory of the row's size, and
+are computed again in the backward pass, which keeps the projections alone.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def recur(
     """
     q = tensors[0]
     parts = []
-    if torch.is_grad_enabled() and segments.pay(q.device) and mask is None:
+    # for the backward pass a short row, too: what is made again is not kept
+    worth = torch.is_grad_enabled() or q.shape[0] * q.shape[1] > segments.SEGMENT
+    if worth and segments.pay(q.device) and mask is None:
         parts = segments.pieces(*q.shape[:2], len(tensors), cu_seqlens)
     if not parts:
         how: dict[str, Any] = {"initial_state": initial_state, "mask": mask}

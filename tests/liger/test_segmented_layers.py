@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from models import converted, tokens
+from transformers import DynamicCache
 
 from linearize.ops import segments
 
@@ -43,3 +44,21 @@ def test_gradients_are_those_of_whole_rows(
     for name, grad in found[0].items():
         scale = found[1][name].abs().max().item()
         torch.testing.assert_close(grad, found[1][name], atol=2e-5 * scale, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_long_rows_are_read_in_segments_too(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = converted("llama", window=16, **CASES[case])
+    found = []
+    for size in (64, 1024):
+        monkeypatch.setattr(segments, "SEGMENT", size)
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad():
+            logits = [
+                model(input_ids=part, past_key_values=cache, use_cache=True).logits
+                for part in tokens(2, T).split((100, 49, 1), 1)
+            ]
+        states = [x for entry in cache.layers for x in entry.recurrent_states.values()]
+        found.append((torch.cat(logits, 1), *states))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
