@@ -52,11 +52,14 @@ def _conversion(source: Source) -> dict[str, Any]:
             )
         )
     if weights := result.get("mix"):
+        meaning = "Weight of the recurrence per head; 0 is the window alone."
+        if result["spec"]["mix"] == "joint":
+            meaning = "Log of how much the recurrence counts per head, above its start at 0."
         drawn.append(
             figure(
                 f"{source.name}-mix",
                 "Learned mix",
-                "Weight of the recurrence per head; 0 is the window alone.",
+                meaning,
                 lambda plots: plots.mix(weights),
                 ("layer", "head", "weight"),
                 [(n, head, w) for n in weights for head, w in enumerate(weights[n])],
