@@ -35,6 +35,7 @@ def check(settings: TrainingSettings, *, looped: bool, writes: bool) -> None:
         "processes generate rows of different lengths": writes,
         "processes would use the prefix encoder at different times": "masked_prefix"
         in settings.objective,
+        "objective 'align' calls attention layers one by one": "align" in settings.objective,
         "float16 scales gradients; use training.dtype=bfloat16": settings.dtype == "float16",
     }
     told = [reason for reason, holds in reasons.items() if holds]

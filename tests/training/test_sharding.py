@@ -130,6 +130,7 @@ def test_a_model_that_one_process_has_is_not_shared(tmp_path, alone):
     ("changes", "recurrence", "told"),
     [
         ({"objective": {"masked_prefix": 1.0}}, None, "prefix encoder"),
+        ({"objective": {"align": 1.0}}, None, "calls attention layers"),
         ({"dtype": "float16"}, None, "float16 scales"),
         ({}, RecurrenceSettings(), "looped models"),
     ],
