@@ -11,10 +11,10 @@ from peft import LoraConfig, get_peft_model
 from small_run import small_model, small_rows, small_settings
 from transformers import AutoTokenizer
 
-from linearize import plan, pretrained, recipe
+from linearize import pretrained, recipe
 from linearize.errors import InputError, UsageError
 from linearize.recipe import DataSettings, FinetuneRecipe, RepetitionSettings
-from linearize.training import objectives, own_rows, processes
+from linearize.training import objectives, own_rows, processes, stages
 from linearize.training.evaluate import evaluating
 from linearize.training.loop import train
 from linearize.training.objectives import Forward
@@ -260,7 +260,7 @@ def test_documents_are_continued_from_several_places() -> None:
 def test_mistakes_are_told_before_anything_is_loaded(change, told) -> None:
     wanted = recipe.load("ditto-own", ["repetition.certain=0.9", *change], FinetuneRecipe)
     with pytest.raises(UsageError, match=told):
-        plan._check_objectives(wanted)
+        stages.check(wanted)
 
 
 def test_hold_needs_rows_that_say_what_was_written() -> None:
