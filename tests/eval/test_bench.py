@@ -42,7 +42,7 @@ def test_ops_bench_prints_a_table_and_writes_every_number(tmp_path, capsys):
     file = tmp_path / "ops.json"
     assert bench.main(["ops", "--lengths", "64", "--seconds", "0", "--json", str(file)]) == 0
     written = json.loads(file.read_text())
-    assert len(written["records"]) == 2 * 2 * 2
+    assert len(written["records"]) == 3 * 2 * 2
     assert {"torch", "device", "threads"} <= set(written["machine"])
     for record in written["records"]:
         assert ops.REFERENCE in record["seconds"]
