@@ -77,7 +77,7 @@ class Job(ABC):
                 self.rows = prefix_rows.build(self.rows, recipe.encoder, self.tokenizer)
         self.repeated = None
         if objectives.needs_repeats(recipe.training.objective):
-            rows = {"text": pseudo_repetition, "model": own_rows}[recipe.repetition.source]
+            rows = {"text": pseudo_repetition, "model": own_rows}[recipe.repetition.origin]
             self.repeated = rows.build(
                 data.trained_on(recipe.data), recipe.data, recipe.repetition, self.tokenizer, budget
             )

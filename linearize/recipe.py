@@ -147,7 +147,7 @@ class RepetitionSettings(_Strict):
     units: int = Field(1, ge=1)  # repeat 1 to this many neighbouring units together
     context: int = Field(64, ge=0)  # tokens of text kept before the first copy, at most
     # model: rows are greedy continuations of `context` tokens, written by the model as it is then
-    source: Literal["text", "model"] = "text"
+    origin: Literal["text", "model"] = "text"
     refresh: int = Field(40, ge=1)  # of model: optimizer steps until they are written anew
     ngram: int = Field(4, ge=2)  # of model: what completes one that was there before is a copy
     certain: float = Field(1.0, gt=0, le=1)  # of model: spare what the untouched model gave more
@@ -355,6 +355,9 @@ def _full_key(key: str, kind: type[BaseModel]) -> list[str]:
         homes = [s for s, keys in sections.items() if key in keys]
         if len(homes) == 1:
             return [homes[0], key]
+        if homes:
+            full = " or ".join(f"{home}.{key}" for home in homes)
+            raise UsageError(f"recipe key '{key}' stands in several sections; write {full}")
         bare = [k for keys in sections.values() for k in keys]
         raise UsageError(f"unknown recipe key '{key}'{suggest(key, bare + _known_keys(kind))}")
     free_form = len(parts) == 3 and parts[:2] == ["training", "objective"]

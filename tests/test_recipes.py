@@ -163,3 +163,24 @@ def test_a_plan_downloads_no_weights(tmp_path, text, monkeypatch) -> None:
     assert [name for name, _ in wanted] == ["HuggingFaceTB/SmolLM2-135M"] * 2
     assert ["*.safetensors" in patterns for _, patterns in wanted] == [False, True]
     assert all("*.json" in patterns for _, patterns in wanted)
+
+
+@pytest.mark.parametrize("kind", [recipe.Recipe, recipe.FinetuneRecipe, recipe.LoopRecipe])
+def test_a_bare_key_has_one_home(kind: type) -> None:
+    sections = {n: f.annotation for n, f in kind.model_fields.items()}
+    sections = {n: s for n, s in sections.items() if hasattr(s, "model_fields")}
+    keys = [key for section in sections.values() for key in section.model_fields]
+    assert len(keys) > 30
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_bare_key_of_two_sections_says_which() -> None:
+    class One(recipe._Strict):
+        rows: int = 1
+
+    class Both(recipe._Strict):
+        first: One = One()
+        second: One = One()
+
+    with pytest.raises(UsageError, match=r"write first\.rows or second\.rows"):
+        recipe.override({}, ["rows=2"], Both)

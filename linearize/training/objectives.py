@@ -216,7 +216,7 @@ def hold(step: Forward) -> Tensor:
     """
     if "written" not in step.batch:
         raise UsageError(
-            "objective 'hold' is for rows that the model wrote; set repetition.source=model"
+            "objective 'hold' is for rows that the model wrote; set repetition.origin=model"
         )
     free = step.batch["written"] & (step.batch["previous"] < 0)
     targets = step.targets.masked_fill(~free, IGNORED)

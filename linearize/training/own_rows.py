@@ -194,16 +194,16 @@ class OwnRows:
 def check(recipe: AnyRecipe) -> None:
     """Raises `UsageError` where the recipe wants of its rows what they cannot give."""
     settings = recipe.repetition
-    if settings.source == "text" and "hold" in recipe.training.objective:
+    if settings.origin == "text" and "hold" in recipe.training.objective:
         raise UsageError(
-            "objective 'hold' is for rows that the model wrote; set repetition.source=model"
+            "objective 'hold' is for rows that the model wrote; set repetition.origin=model"
         )
-    if settings.source == "model" and settings.certain < 1 and not recipe.lora.rank:
+    if settings.origin == "model" and settings.certain < 1 and not recipe.lora.rank:
         raise UsageError(
             f"repetition.certain={settings.certain} asks the untouched model, whose weights "
             "lora.rank=0 trains; use a rank of at least 1, or repetition.certain=1"
         )
-    if settings.source == "model" and not 2 <= settings.context < recipe.data.seq_len:
+    if settings.origin == "model" and not 2 <= settings.context < recipe.data.seq_len:
         raise UsageError(
             f"repetition.context={settings.context} is what the model goes on from: at least 2 "
             f"tokens, and fewer than the row's {recipe.data.seq_len}"

@@ -27,7 +27,7 @@ STARTS = np.ascontiguousarray(np.tile(_WORDS, 3)[:7, :8])
 
 
 def rows_of(ends=(), **settings) -> OwnRows:
-    values = {"source": "model", "context": STARTS.shape[1], "ngram": 3} | settings
+    values = {"origin": "model", "context": STARTS.shape[1], "ngram": 3} | settings
     return OwnRows(STARTS, SEQ_LEN, RepetitionSettings(**values), ends)
 
 
@@ -178,7 +178,7 @@ def run(path, *, on_step=None, resume=False, refresh=4, steps=9):
     rows = OwnRows(
         np.random.default_rng(3).integers(10, 500, (40, 8)).astype(np.int32),
         SEQ_LEN,
-        RepetitionSettings(source="model", context=8, refresh=refresh, certain=0.95, share=0.6),
+        RepetitionSettings(origin="model", context=8, refresh=refresh, certain=0.95, share=0.6),
     )
     result = train(
         model,
@@ -219,7 +219,7 @@ def test_rows_are_written_anew_when_they_are_due(tmp_path) -> None:
             super().write(step, indices, *more)
             written.append((step, len(indices)))
 
-    settings = RepetitionSettings(source="model", context=8, refresh=3, share=1.0)
+    settings = RepetitionSettings(origin="model", context=8, refresh=3, share=1.0)
     rows = Watched(STARTS, SEQ_LEN, settings)
     train(
         small_model(),
@@ -236,7 +236,7 @@ def test_documents_are_continued_from_several_places() -> None:
     text = " ".join(f"number {i}" for i in range(60))
     ids = tokenizer(text, add_special_tokens=False).input_ids
     data = DataSettings(source="text", seq_len=64)
-    settings = RepetitionSettings(source="model", context=16)
+    settings = RepetitionSettings(origin="model", context=16)
     rows = own_rows.build([text, "short", text], data, settings, tokenizer, 10_000)
     begins = [[tokenizer.bos_token_id, *ids[at : at + 15]] for at in range(0, len(ids) - 15, 64)]
     assert len(begins) > 1
@@ -251,7 +251,7 @@ def test_documents_are_continued_from_several_places() -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (["repetition.source=text"], "objective 'hold' is for rows that the model wrote"),
+        (["repetition.origin=text"], "objective 'hold' is for rows that the model wrote"),
         (["repetition.context=256"], "repetition.context=256 is what the model goes on from"),
         (["lora.rank=0"], "lora.rank=0 trains the weights that objective 'hold' needs"),
         (["lora.rank=0", "training.objective={next_token: 1, ditto: 1}"], "certain=0.9"),
@@ -265,5 +265,5 @@ def test_mistakes_are_told_before_anything_is_loaded(change, told) -> None:
 
 def test_hold_needs_rows_that_say_what_was_written() -> None:
     batch = {"previous": torch.zeros(1, 3, dtype=torch.int64)}
-    with pytest.raises(UsageError, match=r"repetition\.source=model"):
+    with pytest.raises(UsageError, match=r"repetition\.origin=model"):
         objectives.OBJECTIVES["hold"](Forward(None, batch, teacher=contextlib.nullcontext))
