@@ -125,7 +125,7 @@ def _show_plan(plan: dict[str, Any]) -> None:
 
 
 def _kind(repeats: dict[str, Any]) -> str:
-    if repeats["source"] == "model":
+    if repeats["origin"] == "model":
         return f"by the model itself, anew every {repeats['refresh']} steps"
     return f"unit {repeats['unit']}"
 
