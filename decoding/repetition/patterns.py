@@ -14,7 +14,8 @@ class Run:
 
     - `kind`: in what way. "copy": word for word; "statement": with names, numbers and strings as
       classes; "shape": with expressions collapsed; "recent": word for word, but not side by side;
-      "element": word for word, between brackets.
+      "begun": word for word, the last copy only up to the cursor; "last": one copy, the statement
+      before the cursor; "element": word for word, between brackets.
     - `starts`: how the blocks begin: the first terminal of each, as written.
     - `column`: where a further copy has to begin, in languages where indentation decides.
     """
@@ -29,9 +30,12 @@ class Run:
     @property
     def reason(self) -> str:
         """For people."""
+        if self.kind == "last":
+            return f"the last statement, soon after a loop: {self.example}"
         what = "element" if self.kind == "element" else "statement"
         unit = what if self.period == 1 else f"block of {self.period} {what}s"
         like = {"statement": "same form", "shape": "same shape", "recent": "not side by side"}
+        like["begun"] = "the last one unfinished"
         how = like.get(self.kind, "word for word")
         return f"{self.copies} copies of one {unit}, {how}: {self.example}"
 

@@ -32,6 +32,7 @@ from .source import Source
 
 Mode = Literal["nats", "centred", "signed"]
 LONGEST = 64  # tokens in the longest verbatim period
+MEMORY = 64  # tokens for which a loop inside a line, string or comment is remembered
 RUNAWAY = 48  # looped tokens after which a text may end anywhere, complete or not
 
 
@@ -45,6 +46,8 @@ class _State:
     words: Periods | None = None  # of the open string or comment, blanks left out
     pending: list[int] = field(default_factory=list)
     hot: bool = False  # a run ended at the last boundary
+    verbatim: list[tuple[list[int], int, str]] = field(default_factory=list)  # at the end
+    since: int = MEMORY  # tokens since there was one
 
 
 class RPG(RowProcessor[_State]):
@@ -58,8 +61,9 @@ class RPG(RowProcessor[_State]):
             `exp(-strength)`.
         min_copies: this many copies in a row start the penalty, if they differ in names, numbers
             and strings only. One less is enough where they are equal word for word (then they may
-            also stand apart, within 16 statements); twice as many are needed where only the kinds
-            of the statements agree.
+            also stand apart, within 16 statements, and the last one be unfinished), two less within
+            64 tokens after a loop inside a line, string or comment; twice as many are needed where
+            only the kinds of the statements agree.
         min_verbatim: the same for runs of tokens inside a line, string or comment.
         max_count: the penalty stops growing after this many copies.
         mode: "nats" subtracts; "centred" shrinks the distance to the mean logit by lambda per
@@ -122,7 +126,9 @@ class RPG(RowProcessor[_State]):
         if self.count_prompt is True:
             for token in prompt:
                 periods.append(token)
-        return _State(fences, fences.source(self.count_prompt), periods)
+        state = _State(fences, fences.source(self.count_prompt), periods)
+        state.verbatim = list(self._verbatim(state))
+        return state
 
     def extend(self, state: _State, token: int) -> None:
         state.pending.append(token)
@@ -135,6 +141,8 @@ class RPG(RowProcessor[_State]):
             state.words and state.words.fork(),
             list(state.pending),
             state.hot,
+            state.verbatim,
+            state.since,
         )
 
     def changes(self, state: _State, scores: Tensor) -> Iterator[Change]:
@@ -142,7 +150,7 @@ class RPG(RowProcessor[_State]):
         if not self.strength:
             return
         lowered: dict[int, tuple[int, str]] = {}  # token -> copies that count, why
-        for tokens, count, reason in self._verbatim(state):
+        for tokens, count, reason in state.verbatim:
             self._note(lowered, tokens, count, reason)
         runs = self._runs(state)
         for run in runs:
@@ -166,6 +174,8 @@ class RPG(RowProcessor[_State]):
                 state.source = state.fences.source(self.count_prompt)
             elif state.source is not None:
                 self._append(state, token, piece)
+            state.verbatim = list(self._verbatim(state))
+            state.since = 0 if state.verbatim else state.since + 1
         state.pending.clear()
 
     def _append(self, state: _State, token: int, piece: bytes) -> None:
@@ -209,13 +219,18 @@ class RPG(RowProcessor[_State]):
         if boundary:
             state.hot = bool(found)
             found += source.recent(min_copies=max(2, self.min_copies - 1)) + lines
+            found += source.begun()
+            if state.since < MEMORY:
+                found += source.last()
         return [run for run in found if self._count(run) > 0]
 
     def _count(self, run: Run) -> int:
         least = self.min_copies
         if run.kind == "shape":
             least *= 2
-        elif run.kind in ("copy", "recent"):
+        elif run.kind == "last":
+            least = max(1, least - 2)
+        elif run.kind in ("copy", "recent", "begun"):
             least = max(2, least - 1)
         return min(run.copies - least + 1, self.max_count)
 
@@ -224,7 +239,8 @@ class RPG(RowProcessor[_State]):
         if not self.eos_boost:
             return
         scanner = state.source and state.source.scanner
-        excess = sum(self._count(run) for run in runs)
+        # Of these there is no second copy yet.
+        excess = sum(self._count(run) for run in runs if run.kind not in ("begun", "last"))
         looped = max(state.periods.looped, state.words.looped if state.words else 0.0)
         if scanner and scanner.inside not in (None, b"\n") and (excess or looped >= 4):
             closing = self.vocabulary.starting(scanner.inside, None, None)

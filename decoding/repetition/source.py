@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -19,12 +18,13 @@ from . import tree
 from .grammar import COMPOUND, leaf
 from .languages import find, parser
 from .lines import Lines
-from .patterns import MAX_PERIOD, Run, repeats
+from .patterns import Run
 from .scanner import Scanner
+from .siblings import WINDOW, ElseIfs, Siblings
 
-WINDOW = 24  # siblings looked back at
 SLACK = 8  # siblings that pile up before some are dropped
 MAX_BYTES = 6_000  # of text that is parsed, roughly
+STATEMENTS = 16  # of all levels looked back at
 MAX_DEPTH = 64  # nesting of expressions that signatures tell apart
 _JUMP = re.compile(r"(return|break|continue|pass|raise|throw)_statement$")
 _STATEMENT = re.compile(r"_(statement|definition|declaration|item)$")
@@ -131,7 +131,7 @@ class Source:
             self._asked = (self.end, newline, min_copies), found
         return list(self._asked[1])
 
-    def _forget(self, levels: list[_Siblings], end: int) -> None:
+    def _forget(self, levels: list[Siblings], end: int) -> None:
         """Drop siblings that no run can reach any more: a parse takes as long as its text."""
         for siblings in levels:
             nodes = siblings.nodes(end)
@@ -174,7 +174,7 @@ class Source:
             self._parsed, self._closed = len(self.text), len(ending)
         return self._tree.root_node
 
-    def _levels(self, end: int, newline: bool) -> Iterator[_Siblings]:
+    def _levels(self, end: int, newline: bool) -> Iterator[Siblings]:
         """The lists of siblings around the cursor, outermost first."""
         blocks, closers = self.language.blocks, self.scanner.closers
         by_line = self.language.indented and not closers
@@ -183,19 +183,19 @@ class Source:
             innermost = node
             if node.type in blocks:
                 column = self._column(node) if by_line else None
-                yield _Siblings(node, column, open=by_line and newline)
+                yield Siblings(node, column, open=by_line and newline)
             elif by_line and tree.branches(node):
                 column = self._column_at(node.start_byte)
-                yield _Siblings(node, column, open=newline, clauses=True)
+                yield Siblings(node, column, open=newline, clauses=True)
             node = tree.last(node, end, inclusive=by_line)
         if not by_line:
             statements = innermost.type in blocks and (not closers or closers[-1] == b"}")
-            yield _Siblings(innermost, None, elements=not statements)
+            yield Siblings(innermost, None, elements=not statements)
             while statements and (inner := tree.unclosed(innermost, blocks, end)) is not None:
                 innermost = inner
-                yield _Siblings(innermost, None)
+                yield Siblings(innermost, None)
             if statements:
-                yield _ElseIfs(innermost, None)
+                yield ElseIfs(innermost, None)
 
     def _column(self, block: Any) -> int:
         first = tree.first(block)
@@ -204,27 +204,75 @@ class Source:
     def _column_at(self, start: int) -> int:
         return start - (self.text.rfind(b"\n", 0, start) + 1)
 
-    def recent(self, *, min_copies: int, window: int = 16) -> list[Run]:
-        """Statements that stand at least `min_copies` times, word for word, among the last
-        `window` statements of all levels. None inside a bracket, string or comment.
-        """
+    def _by_statement(self) -> bool:
+        """A statement may begin at the cursor, not an element of a bracket."""
         closers = self.scanner.closers
         bracket = bool(closers) and (self.language.indented or closers[-1] != b"}")
-        if bracket or not self.scanner.at_boundary:
+        return self.scanner.at_boundary and not bracket
+
+    def recent(self, *, min_copies: int) -> list[Run]:
+        """Statements that stand at least `min_copies` times, word for word, among the last 16 of
+        all levels. None inside a bracket, string or comment.
+        """
+        if not self._by_statement():
             return []
         end = self.end
         alike: dict[bytes, list[Any]] = {}
-        for node in islice(self._statements(end), window):
+        for node in self._near(end):
             alike.setdefault(self.literal(node), []).append(node)
         found = []
         for nodes in alike.values():
             if len(nodes) >= min_copies and nodes[0].start_byte >= self.new_from:
                 # Guards may well do the same: `return False` twice asks for an end, no more.
                 few = len(nodes) == min_copies and _JUMP.match(nodes[0].type)
-                starts = frozenset() if few else self._starts(nodes)
-                example = self._example(nodes[0])
+                starts = frozenset() if few else self.starts(nodes)
+                example = self.example(nodes[0])
                 found.append(Run("recent", len(nodes), 1, starts, None, example))
         return found
+
+    def last(self) -> list[Run]:
+        """The statement before the cursor, on each nesting level where another could follow."""
+        if not self._by_statement():
+            return []
+        end, found = self.end, []
+        for siblings in self._levels(end, self.scanner.newline):
+            if not siblings.open or siblings.elements or isinstance(siblings, ElseIfs):
+                continue
+            nodes = siblings.nodes(end)[-1:]
+            if nodes and nodes[0].start_byte >= self.new_from:
+                found.append(siblings.run(self, "last", 1, 1, nodes))
+        return found
+
+    def begun(self) -> list[Run]:
+        """Statements around the cursor that read word for word like the beginning of an earlier
+        one among the last 16: from their first word to the cursor, where a statement began there.
+        """
+        if not self._by_statement():
+            return []
+        end, found = self.end, []
+        near = [n for n in self._near(end) if n.start_byte >= self.new_from and tree.compound(n)]
+        for node in near:
+            said = self.text[node.start_byte : end].split()
+            if node.end_byte < end or len(said) == 1:  # over, or `try:`, which says nothing
+                continue
+            nexts = [n for other in near if (n := self._next(other, said, node)) is not None]
+            if nexts:
+                starts, example = self.starts(nexts), self.example(node)
+                found.append(Run("begun", len(nexts) + 1, 1, starts, None, example))
+        return found
+
+    def _next(self, other: Any, said: list[bytes], node: Any) -> Any | None:
+        """The leaf that follows the words `said` in `other`, if that begins with them."""
+        stop = min(other.end_byte, node.start_byte)
+        words = self.text[other.start_byte : stop].split(None, len(said))
+        if other.type != node.type or len(words) <= len(said) or words[:-1] != said:
+            return None
+        at = stop - len(words[-1])
+        leaf = other.descendant_for_byte_range(at, at + 1)
+        return leaf if leaf.start_byte == at else None
+
+    def _near(self, end: int) -> Iterator[Any]:
+        return islice(self._statements(end), STATEMENTS)
 
     def _statements(self, end: int) -> Iterator[Any]:
         """Statements that count, the latest first; a compound one comes before its body."""
@@ -275,7 +323,8 @@ class Source:
             elif terminal:
                 yield terminal
 
-    def _starts(self, nodes: list[Any]) -> frozenset[bytes]:
+    def starts(self, nodes: list[Any]) -> frozenset[bytes]:
+        """The first terminal of each, as written."""
         words = set()
         for node in nodes:
             while node.child_count:
@@ -283,84 +332,11 @@ class Source:
             words.add(bytes(self.text[node.start_byte : node.end_byte]))
         return frozenset(words - {b""})
 
-    def _example(self, node: Any) -> str:
+    def example(self, node: Any) -> str:
+        """A node's text, for people."""
         line = self.literal(node).decode(errors="replace")
         return line if len(line) <= 40 else f"{line[:37]}..."
 
     def literal(self, node: Any) -> bytes:
         """The text of a node, runs of blanks as one."""
         return b" ".join(self.text[node.start_byte : node.end_byte].split())
-
-
-@dataclass(frozen=True)
-class _Siblings:
-    """Children of one node: statements, elements of a bracket, or clauses.
-
-    `open`: another one could begin at the cursor.
-    """
-
-    parent: Any
-    column: int | None
-    open: bool = True
-    elements: bool = False
-    clauses: bool = False
-
-    def nodes(self, end: int) -> list[Any]:
-        """Those before the cursor, in order."""
-        return [
-            node
-            for node in self.parent.named_children
-            if node.start_byte < end and (not self.clauses or "clause" in node.type)
-        ]
-
-    def runs(self, source: Source, end: int, min_copies: int) -> list[Run]:
-        """The pattern with the most copies, for each way of being equal."""
-        nodes = [n for n in self.nodes(end)[-WINDOW:] if n.start_byte >= source.count_from]
-        nodes.reverse()
-        found = []
-        for kind in ("element",) if self.elements else ("copy", "statement", "shape"):
-            least = max(2, min_copies - 1) if kind == "copy" else min_copies
-            if len(nodes) < least:
-                continue
-            marks = [self._mark(source, node, end, kind) for node in nodes]
-            pattern = repeats(marks, least, MAX_PERIOD)
-            if pattern is not None:
-                copies, period, at = pattern
-                block = nodes[at : at + period * least]
-                new = nodes[at].start_byte >= source.new_from
-                if new and any("comment" not in n.type for n in block):
-                    found.append(self._found(source, kind, copies, period, block))
-        return found
-
-    def _mark(self, source: Source, node: Any, end: int, kind: str) -> Any:
-        return source.mark(node, end, kind)
-
-    def _found(self, source: Source, kind: str, copies: int, period: int, block: list[Any]) -> Run:
-        firsts = block[period - 1 :: period]  # in order of time a block begins with its last
-        starts, example = source._starts(firsts), source._example(firsts[-1])
-        return Run(kind, copies, period, starts, self.column, example)
-
-
-class _ElseIfs(_Siblings):
-    """Branches of an if statement at the end of a block, where else-ifs are nested, not listed."""
-
-    def nodes(self, end: int) -> list[Any]:
-        chain = []
-        node = tree.last_before(self.parent, end)
-        while node is not None:
-            if node.type in ("expression_statement", "else_clause"):  # mere wrappings
-                node = tree.first(node)
-                continue
-            if node.type not in ("if_statement", "if_expression"):
-                break
-            chain.append(node)
-            node = node.child_by_field_name("alternative")
-        return chain
-
-    def _mark(self, source: Source, node: Any, end: int, kind: str) -> Any:
-        parts = (node.child_by_field_name(name) for name in ("condition", "consequence"))
-        return tuple(part and source.mark(part, end, kind) for part in parts)
-
-    def _found(self, source: Source, kind: str, copies: int, period: int, block: list[Any]) -> Run:
-        run = super()._found(source, kind, copies, period, block)
-        return replace(run, starts=frozenset({b"else"}))

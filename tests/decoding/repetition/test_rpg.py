@@ -100,8 +100,31 @@ def test_loops_of_words_are_seen_wherever_lines_end(tokenizer):
         vocabulary.of(tokenizer).pieces[t].strip() == b"same" for t in changed(before, after)
     )
     assert heard[-1].reason == "3 copies of ' same as a list of the'"
-    before, after = step(tokenizer, text + ' """\n', eos_boost=0.0)
+    before, after = step(tokenizer, text + ' """ + a list of the', eos_boost=0.0)
     assert not changed(before, after), "the string is over"
+
+
+def test_a_copy_is_penalised_where_it_has_begun(tokenizer):
+    text = "if x:\n    f(y)\nif x:\n"
+    before, after = step(tokenizer, text)
+    assert changed(before, after) == starts(tokenizer, b"f")
+    assert (after <= before).all()
+    before, after = step(tokenizer, text, min_copies=4)
+    assert not changed(before, after)
+
+
+def test_soon_after_a_loop_one_copy_will_do(tokenizer):
+    loop = "# the name of a thing of a thing of a thing of a thing\n"
+    words = "name value key item text line path file list data node size type time test code"
+    long = f"a = {words.replace(' ', ' + ')}\nb = ({words.title().replace(' ', ' - ')})\n"
+    for text, wanted in (
+        (loop + "if x:\n    f(y)\n", {b"if": 0, b"f": 4}),
+        ("if x:\n    f(y)\n", {}),
+        (loop + long + "if x:\n    f(y)\n", {}),
+    ):
+        before, after = step(tokenizer, text, eos_boost=0.0)
+        lowered = (starts(tokenizer, word, at, at) for word, at in wanted.items())
+        assert changed(before, after) == set().union(*lowered), text
 
 
 def test_a_string_that_loops_inside_a_line_may_close(tokenizer):

@@ -28,7 +28,8 @@ CHAIN = {
 
 
 def answers(source, min_copies=3):
-    return source.runs(min_copies=min_copies) + source.recent(min_copies=min_copies)
+    found = source.runs(min_copies=min_copies) + source.recent(min_copies=min_copies)
+    return found + source.begun() + source.last()
 
 
 def kinds(source, **options):
@@ -165,6 +166,40 @@ def test_equal_jumps_ask_for_an_end_before_they_are_penalised():
     for number, starts in ((2, frozenset()), (3, frozenset({b"return"}))):
         [run] = Source("python", "".join(guards[:number]).encode()).recent(min_copies=2)
         assert (run.copies, run.starts) == (number, starts)
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "starts"),
+    [
+        ("python", "if a:\n    b(1)\nif a:\n", b"b"),
+        ("python", "if a:\n    b(1)\n    if a:\n", b"b"),  # inside the first one
+        ("python", "if a:\n    b(1)\nfor c in d:\n    if a:\n", b"b"),
+        ("python", "if a:\n    b(1)\n    c(2)\nif a:\n    b(1)\n", b"c"),
+        ("python", "if a:\n    b(1)\nif a:\n    b(2)\n", None),
+        ("python", "if a:\n    b(1)\nif a2:\n", None),
+        ("python", "try:\n    b(1)\nexcept C:\n    d(2)\ntry:\n", None),  # says nothing
+        ("python", "if a:\n    b(1)\nif a:", None),  # no statement could begin here
+        ("python", "f(1, 2)\nf(1,", None),  # an element could
+        ("python", "if a:\n    b(1)\nif a:\n    x = (\n", None),
+        ("c", "void m() {\n  if (a) { b(1); }\n  if (a) {", b"b"),
+        ("go", "package m\nfunc f() {\n\tfor a {\n\t\tb(1)\n\t}\n\tfor a {\n", b"b"),
+        ("javascript", "for (a of b) { return c; }\nfor (a of b) {", b"return"),
+    ],
+)
+def test_a_copy_that_has_begun(language, text, starts):
+    found = Source(language, text.encode()).begun()
+    assert [set(run.starts) for run in found] == ([] if starts is None else [{starts}])
+    assert all(run.copies == 2 for run in found)
+    assert Source(language, text.encode(), new_from=len(text) - 1).begun() == []
+
+
+def test_the_last_statement_of_every_level():
+    text = "a = 1\nif b:\n    c(1)\n    d(1)\n"
+    found = Source("python", text.encode()).last()
+    assert {(*run.starts, run.column) for run in found} == {(b"if", 0), (b"d", 4)}
+    for more in ("x", "x = (\n", "x = '\\\n"):
+        assert Source("python", (text + more).encode()).last() == []
+    assert Source("python", text.encode(), new_from=len(text)).last() == []
 
 
 @pytest.mark.parametrize(
