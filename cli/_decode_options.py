@@ -256,3 +256,10 @@ Dtype = Annotated[
         rich_help_panel=options.MACHINE,
     ),
 ]
+Compile = Annotated[
+    str,
+    typer.Option(
+        help="Compiled steps of a converted model: auto, always, never.",
+        rich_help_panel=options.MACHINE,
+    ),
+]

@@ -13,6 +13,7 @@ from ._decode_settings import Settings
 from ._print import quiet_libraries, results_only
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
+_COMPILE = ("auto", "always", "never")
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Session:
     """`about` says which model this is: its name, dtype and device.
 
     With `as_json` stdout is kept for JSON while models run. `path`: the layers to run, None = all.
+    `compile`: as in `generate`.
     """
 
     model: Any
@@ -27,6 +29,7 @@ class Session:
     about: dict[str, Any]
     as_json: bool
     path: list[int] | None = None
+    compile: str = "auto"
 
     def run(
         self,
@@ -50,6 +53,7 @@ class Session:
                 batch_size=batch_size,
                 on_text=on_text,
                 on_penalty=on_penalty,
+                compile=self.compile,
                 **settings.arguments(),
             )
 
@@ -117,6 +121,7 @@ def load(
     runs: Mapping[str, Settings],
     as_json: bool,
     layers: str | None = None,
+    compile: str = "auto",
 ) -> Session:
     """Find and load; what is wrong with `runs` is said before the weights are read.
 
@@ -124,6 +129,8 @@ def load(
     """
     if dtype not in _DTYPES:
         raise UsageError(f"--dtype {dtype} is not known{suggest(dtype, _DTYPES)}")
+    if compile not in _COMPILE:
+        raise UsageError(f"--compile {compile} is not known{suggest(compile, _COMPILE)}")
 
     import linearize
     from linearize import device as devices
@@ -146,7 +153,7 @@ def load(
     if layers is not None:
         path = layer_paths.parse(layers, layer_paths.layer_count(net))
         about["layers"] = layer_paths.written(path)
-    return Session(net, words, about, as_json, path)
+    return Session(net, words, about, as_json, path, compile)
 
 
 def versions() -> dict[str, str]:

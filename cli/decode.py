@@ -68,6 +68,7 @@ def decode(
     tokenizer: flags.Tokenizer = None,
     device: flags.Device = "auto",
     dtype: flags.Dtype = "auto",
+    compile: flags.Compile = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
     json: options.Json = False,
 ) -> None:
@@ -138,6 +139,7 @@ def decode(
         runs=runs,
         as_json=json,
         layers=layers,
+        compile=compile,
     )
     from ._decode_reading import Reading
 

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -85,6 +86,7 @@ def generate(
     on_penalty: Callable[[int, Penalty], None] | None = None,
     batch_size: int = 8,
     beginning: Beginning | None = None,
+    compile: str = "auto",
     **options: Any,
 ) -> list[Generation]:
     """Continue each prompt; results come in the order of the prompts, `num_return` for each.
@@ -105,6 +107,8 @@ def generate(
     - `batch_size`: rows per forward pass, beams counted.
     - `beginning`: of `begin`, what all prompts begin with, read already. It changes the time, not
       the text.
+    - `compile`: "auto", "always" or "never": whether compiled layers decode single tokens of a
+      converted model, see `linearize.liger.step`.
 
     Raises `UsageError` for an option out of range, `InputError` for a prompt that has no tokens,
     does not fit the model or does not begin with the beginning.
@@ -157,8 +161,9 @@ def generate(
     training = model.training
     model.eval()  # dropout would make the text depend on more than the seed
     try:
-        for some in _batches(order, [len(ids) for _, ids, _ in jobs], width, even=even):
-            done.update(zip(some, run([jobs[job] for job in some]), strict=True))
+        with _steps(model, compile):
+            for some in _batches(order, [len(ids) for _, ids, _ in jobs], width, even=even):
+                done.update(zip(some, run([jobs[job] for job in some]), strict=True))
     finally:
         model.train(training)
     return [
@@ -175,6 +180,14 @@ def generate(
         for job, (index, ids, _) in enumerate(jobs)
         for row in done[job]
     ]
+
+
+def _steps(model: Any, compile: str) -> contextlib.AbstractContextManager[None]:
+    if getattr(model.config, "linearize", None) is None and compile in ("auto", "never"):
+        return contextlib.nullcontext()
+    from linearize.liger.step import compiled_steps  # the compiler's modules take their time
+
+    return compiled_steps(model, compile)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ depend on what the weights have learned. One sequence; both models decode in tur
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import functools
 import time
@@ -18,6 +19,7 @@ from transformers import Cache
 
 from linearize.figures import bytes_text
 from linearize.liger.state import cache_bytes
+from linearize.liger.step import compiled_steps
 
 from . import counting, shapes
 from .drawing import Panel
@@ -28,7 +30,6 @@ from .timing import compare, wait
 CONTEXTS = (128, 256, 512, 1024, 2048, 4096)
 STEPS = 16  # tokens decoded per timed call
 SHORT = 256  # tokens; windows are full behind them
-SPARE = 64  # places of a static cache behind the prompt
 LONG = 4096  # tokens: a longer prompt is read once, a shorter one until its time is sure
 COLUMNS = ("context", "model", "tokens/s", "of the base's", "prompt ms", "cache", "of read")
 COLUMNS += ("of matrix rate",)
@@ -49,7 +50,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="random numbers as the base's cache: nothing long is read",
     )
-    parser.add_argument("--compile", action="store_true", help="its step over a static cache, too")
+    parser.add_argument("--compile", action="store_true", help="its compiled step, too")
 
 
 def start(asked: argparse.Namespace, device: torch.device) -> tuple[str, Iterator[dict[str, Any]]]:
@@ -74,44 +75,46 @@ def run(
     `context` tokens; for `base` and `converted` each: `prefill_seconds`, `seconds` and `operations`
     per token, `cache_bytes` right after prefill, and `bytes` (weights and cache, read once).
 
-    - `alone`: without the base. `compiled`: with a third way, `compiled`, the converted model's
-      step as `torch.compile` makes it, over a static cache.
+    - `alone`: without the base. `compiled`: with a third way, `compiled`, the converted model by
+      compiled steps, `linearize.liger.step`.
     - `filled`: caches as they are behind a long prompt, without reading it: time per token does not
       depend on what they hold. The base's has random numbers, the converted model reads `SHORT`
       tokens, behind which its cache grows no more. Without `prefill_seconds`.
     """
     models = {} if alone else {"base": base}
     models["converted"] = shapes.converted(base)
-    steps: dict[str, Any] = dict(models)
-    if compiled:
-        models["compiled"] = models["converted"]
-        steps["compiled"] = torch.compile(models["converted"].forward, fullgraph=True)
-    for context in contexts:
-        tokens = random_tokens(base, 1, min(context, SHORT) if filled else context)
-        with torch.no_grad():  # the compiler does not know inference mode
-            prefill = {name: reader(model, tokens) for name, model in models.items()}
-            if compiled:
-                prefill["compiled"] = reader(models["compiled"], tokens, static=context + SPARE)
-            caches, prefill_seconds = {}, {}
-            for name, way in prefill.items():
-                start = time.perf_counter()
-                caches[name] = way()
-                wait()
-                prefill_seconds[name] = time.perf_counter() - start
-            if filled and "base" in caches:
-                _fill(caches["base"], context - tokens.shape[1])
-            if context <= LONG and not filled:
-                prefill_seconds = compare(prefill, seconds=seconds / 2)
-            sizes = {name: cache_bytes(cache) for name, cache in caches.items()}
-            taken, counted = _decode(steps, caches, tokens[:, -1:], seconds)
-        yield {
-            "context": context,
-            **({} if filled else {"prefill_seconds": prefill_seconds}),
-            "cache_bytes": sizes,
-            "bytes": {n: shapes.weight_bytes(m) + sizes[n] for n, m in models.items()},
-            "operations": {name: value // STEPS for name, value in counted.items()},
-            "seconds": {name: value / STEPS for name, value in taken.items()},
-        }
+    with contextlib.ExitStack() as stack:
+        if compiled:
+            models["compiled"] = shapes.converted(base)
+            stack.enter_context(compiled_steps(models["compiled"], "always"))
+        for context in contexts:
+            yield _record(models, context, filled, seconds)
+
+
+def _record(models: dict[str, Any], context: int, filled: bool, seconds: float) -> dict[str, Any]:
+    tokens = random_tokens(models["converted"], 1, min(context, SHORT) if filled else context)
+    with torch.inference_mode():
+        prefill = {name: reader(model, tokens) for name, model in models.items()}
+        caches, prefill_seconds = {}, {}
+        for name, way in prefill.items():
+            start = time.perf_counter()
+            caches[name] = way()
+            wait()
+            prefill_seconds[name] = time.perf_counter() - start
+        if filled and "base" in caches:
+            _fill(caches["base"], context - tokens.shape[1])
+        if context <= LONG and not filled:
+            prefill_seconds = compare(prefill, seconds=seconds / 2)
+        sizes = {name: cache_bytes(cache) for name, cache in caches.items()}
+        taken, counted = _decode(models, caches, tokens[:, -1:], seconds)
+    return {
+        "context": context,
+        **({} if filled else {"prefill_seconds": prefill_seconds}),
+        "cache_bytes": sizes,
+        "bytes": {n: shapes.weight_bytes(m) + sizes[n] for n, m in models.items()},
+        "operations": {name: value // STEPS for name, value in counted.items()},
+        "seconds": {name: value / STEPS for name, value in taken.items()},
+    }
 
 
 def _fill(cache: Cache, tokens: int) -> None:
@@ -142,6 +145,8 @@ def _decode(
     for name, way in ways.items():
         begin(name)
         counted[name] = counting.operations(way)
+    if "compiled" in counted:  # what a graph computes cannot be watched
+        counted["compiled"] = counted["converted"]
     return taken, counted
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import Cache, DynamicCache, StaticCache
+from transformers import Cache, DynamicCache
 
 from linearize.figures import bytes_text
 from linearize.liger.state import cache_bytes
@@ -62,14 +62,11 @@ def run(base: Any, *, lengths: Sequence[int], seconds: float = 1.0) -> Iterator[
             }
 
 
-def reader(model: Any, tokens: torch.Tensor, *, static: int | None = None) -> Callable[[], Cache]:
-    """A call that reads `tokens` [B, T] into a new cache, a static one of `static` places."""
+def reader(model: Any, tokens: torch.Tensor) -> Callable[[], Cache]:
+    """A call that reads `tokens` [B, T] into a new cache."""
 
     def read() -> Cache:
-        if static is None:
-            cache = DynamicCache(config=model.config)
-        else:
-            cache = StaticCache(config=model.config, max_cache_len=static)
+        cache = DynamicCache(config=model.config)
         model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return cache
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, Cache
+from transformers.cache_utils import CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from .. import ops
@@ -81,12 +82,14 @@ class LigerAttention(nn.Module):
             )
         q, k, v = self.base.project(self, hidden_states)
         rotated, keys = self.base.rotate(self, q, k, position_embeddings)
+        entry = layout.entry
+        if entry is None and past_key_values is not None:
+            entry = past_key_values.layers[self.layer_idx]
         seen = look(
             keys,
             v,
             layout,
-            past_key_values,
-            layer=self.layer_idx,
+            entry,
             sinks=self.spec.sinks,
             first_state=len(self.gate.states),
             raw=k if self.delayed else None,
@@ -97,7 +100,7 @@ class LigerAttention(nn.Module):
             if self.delayed:
                 rows = rows[0], *seen.left(rows[0].shape[1], self.window, self.spec.sinks)
             encoder = None if layout.prefix is None else self._encoder(hidden_states, q, k, v)
-            recurrence = self._recurrence(rows, encoder, past_key_values, layout)
+            recurrence = self._recurrence(rows, encoder, entry, layout)
             o = self.mix(recurrence.view(*q.shape[:-1], -1), o.float(), q)
         output = getattr(self, self.base.output)
         return output(o.flatten(2).to(hidden_states.dtype)), None
@@ -132,13 +135,13 @@ class LigerAttention(nn.Module):
         self,
         rows: tuple[Tensor, ...],
         encoder: tuple[Tensor, ...] | None,
-        cache: Cache | None,
+        entry: CacheLayerMixin | None,
         layout: Layout,
     ) -> Tensor:
-        """[B, T, H, V] float32 from arguments of `_inputs`; moves the cache's state on by T."""
+        """[B, T, H, V] float32 from arguments of `_inputs`; moves the entry's state on by T."""
         mask = None if layout.mask is None else layout.mask[:, layout.past :]
         count = len(self.gate.states)
-        before = None if cache is None else state.read_state(cache, self.layer_idx, count)
+        before = None if entry is None else state.read_state(entry, count)
         if encoder is not None:
             inputs = self._inputs(*rows)
             o, after = self.gate.prefix_op(*inputs, *encoder, prefix=layout.prefix, mask=mask)
@@ -155,8 +158,8 @@ class LigerAttention(nn.Module):
                 mask=mask,
                 cu_seqlens=layout.cu_seqlens,
             )
-        if cache is not None:
-            state.write_state(cache, self.layer_idx, after)
+        if entry is not None:
+            state.write_state(entry, after)
         return o
 
     def _window(self, q: Tensor, seen: Seen, layout: Layout) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
 
 from ..ops.sinks import Sinks, first_tokens, numbers
 from . import state
@@ -56,15 +56,15 @@ def look(
     k: Tensor,
     v: Tensor,
     layout: Layout,
-    cache: Cache | None,
+    entry: CacheLayerMixin | None,
     *,
-    layer: int,
     sinks: int,
     first_state: int,
     raw: Tensor | None = None,
 ) -> Seen:
-    """Find them, and move the cache's window and sinks on by the T tokens of k and v [B, T, Hk, *].
+    """Find them, and move the layer's window and sinks on by the T tokens of k and v [B, T, Hk, *].
 
+    - `entry`: the layer's of the cache; None = no cache.
     - `sinks`: how many there are; `first_state`: where the cache keeps them.
     - `raw`: keys before rotary embedding, like k, if they are to be kept. The cache has them beside
       the values, and one token more than the window sees: that which is about to leave it.
@@ -79,7 +79,7 @@ def look(
             number = numbers(k.shape[1], **documents, device=k.device)
         if sinks:
             first = [first_tokens(x, sinks, **documents) for x in (k, v)]
-    elif cache is None:
+    elif entry is None:
         mask = layout.mask
         if counted:
             number = numbers(k.shape[1], mask=mask, device=k.device)
@@ -89,9 +89,9 @@ def look(
         total = layout.past + k.shape[1] if layout.mask is None else layout.mask.sum(1)
         if sinks:
             how = {"n": sinks, "first": first_state, "mask": layout.mask}
-            first = state.keep_sinks(cache, layer, k, v, **how)
+            first = state.keep_sinks(entry, k, v, **how)
         kept = v if raw is None else torch.cat([v, raw], -1)
-        k, kept, mask = state.extend_window(cache, layer, k, kept, layout.mask)
+        k, kept, mask = state.extend_window(entry, k, kept, layout.mask)
         v, raw = kept[..., : v.shape[-1]], raw if raw is None else kept[..., v.shape[-1] :]
         if counted:
             before = total - (k.shape[1] if mask is None else mask.sum(1))

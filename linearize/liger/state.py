@@ -13,36 +13,36 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
 
 from ..ops.sinks import first_tokens
 
 State = Tensor | tuple[Tensor, ...]
 
 
-def read_state(cache: Cache, layer: int, count: int = 1) -> State | None:
+def read_state(entry: CacheLayerMixin, count: int = 1) -> State | None:
     """[B, Hk, K, V] float32, a tuple where the gate has several, or None before the first token.
 
-    - `count`: states that the gate has.
+    - `entry`: the layer's of a cache. `count`: states that the gate has.
 
     `Cache.get_recurrent_state` cannot be used: it answers None until a convolution state has been
     written, and these layers have no convolution.
     """
-    entry = cache.layers[layer]
     if not entry.is_recurrent_states_initialized[0]:
         return None
     states = tuple(entry.recurrent_states[i] for i in range(count))
     return states if count > 1 else states[0]
 
 
-def write_state(cache: Cache, layer: int, state: State) -> None:
+def write_state(entry: CacheLayerMixin, state: State) -> None:
     """Store the state or states, copied in place so that their addresses stay."""
     for i, one in enumerate(state if isinstance(state, tuple) else (state,)):
-        cache.layers[layer].update_recurrent_state(one, state_idx=i)
-        cache.layers[layer].has_previous_state[i] = True
+        entry.update_recurrent_state(one, state_idx=i)
+        entry.has_previous_state[i] = True
 
 
 def extend_window(
-    cache: Cache, layer: int, k: Tensor, v: Tensor, mask: Tensor | None
+    entry: CacheLayerMixin, k: Tensor, v: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Append k and v [B, T, Hk, D]; return what the T tokens can see.
 
@@ -51,11 +51,10 @@ def extend_window(
     Returns keys and values [B, P + T, Hk, D], P at most the entry's window - 1, and their mask
     [B, P + T], None when all are real.
     """
-    entry = cache.layers[layer]
     T, before = k.shape[1], entry.get_seq_length()
     static = hasattr(entry, "max_cache_len")
     past = min(before, (entry.max_cache_len if static else entry.sliding_window) - 1)
-    keys, values = cache.update(k.transpose(1, 2), v.transpose(1, 2), layer)
+    keys, values = entry.update(k.transpose(1, 2), v.transpose(1, 2))
     if static:  # until it is full, a static entry returns its own buffer, empty places included
         keys, values = keys[:, :, : past + T], values[:, :, : past + T]
     visible = None
@@ -90,7 +89,7 @@ def _keep_real(
 
 
 def keep_sinks(
-    cache: Cache, layer: int, k: Tensor, v: Tensor, *, n: int, first: int, mask: Tensor | None
+    entry: CacheLayerMixin, k: Tensor, v: Tensor, *, n: int, first: int, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Keys and values [B, n, Hk, D] of the first n real tokens, those in k and v [B, T, Hk, D] too.
 
@@ -98,7 +97,6 @@ def keep_sinks(
 
     - `first`: index of the two states; `mask`: [B, past + T] as there.
     """
-    entry = cache.layers[layer]
     before, states = entry.get_seq_length(), entry.recurrent_states
     if mask is None and before >= n:
         return states[first], states[first + 1]
