@@ -108,7 +108,7 @@ def generate(
     - `beginning`: of `begin`, what all prompts begin with, read already. It changes the time, not
       the text.
     - `compile`: "auto", "always" or "never": whether compiled layers decode single tokens of a
-      converted model, see `linearize.liger.step`.
+      converted model, see its `compiled_steps`.
 
     Raises `UsageError` for an option out of range, `InputError` for a prompt that has no tokens,
     does not fit the model or does not begin with the beginning.
@@ -183,11 +183,8 @@ def generate(
 
 
 def _steps(model: Any, compile: str) -> contextlib.AbstractContextManager[None]:
-    if getattr(model.config, "linearize", None) is None and compile in ("auto", "never"):
-        return contextlib.nullcontext()
-    from linearize.liger.step import compiled_steps  # the compiler's modules take their time
-
-    return compiled_steps(model, compile)
+    own = getattr(model, "compiled_steps", None)  # of a converted model
+    return contextlib.nullcontext() if own is None else own(compile)
 
 
 @dataclass(frozen=True)

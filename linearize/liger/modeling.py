@@ -55,6 +55,12 @@ class LigerMixin(SavesStub):
         else:
             super()._init_weights(module)
 
+    def compiled_steps(self, when: str = "auto") -> contextlib.AbstractContextManager[None]:
+        """Inside the block, compiled layers decode single tokens, see `step.compiled_steps`."""
+        from .step import compiled_steps  # the compiler's modules take their time to import
+
+        return compiled_steps(self, when)
+
     def create_masks_for_generate(self, attention_mask: Tensor | None = None, **_: Any) -> Any:
         """`generate` passes masks through: the layers need the 2-D one, not one per layer type."""
         return attention_mask

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_structure, tree_unflatten
 from transformers import DynamicCache
 
 from ..errors import UsageError
@@ -112,13 +112,14 @@ class _Steps:
         # the graph writes in place, and knows one order in memory
         entry.keys, entry.values = entry.keys.contiguous(), entry.values.contiguous()
         states = {i: x for i, x in entry.recurrent_states.items() if x is not None}
-        rotary, shape = tree_flatten(kwargs["position_embeddings"])  # one pair, or one per kind
-        new = (x.contiguous() for x in (hidden_states, *rotary))
+        rotary = kwargs["position_embeddings"]  # a pair, or one for each kind of layer
+        pairs = rotary if isinstance(rotary, tuple) else (x for p in rotary.values() for x in p)
+        new = (x.contiguous() for x in (hidden_states, *pairs))
         inputs = (*new, entry.keys, entry.values, *states.values())
         weights = [held[name] for held, name in self.slots.values()]
         key = (hidden_states.dtype, *(x.shape for x in inputs))
         if key not in self.graphs:
-            self.graphs[key] = self._made(weights, inputs, shape, list(states))
+            self.graphs[key] = self._made(weights, inputs, tree_structure(rotary), list(states))
         if self.graphs[key] is None:
             return type(self.layer).forward(self.layer, hidden_states, **kwargs)
         graph, single = self.graphs[key]

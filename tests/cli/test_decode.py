@@ -106,6 +106,7 @@ def test_stop_strings_end_the_text(run):
         (("-p", "a", "--chat"), 3, "has no chat template"),
         (("-p", "a", "--tokenizer", "nowhere"), 3, "no model directory nowhere"),
         (("-p", "a", "--dtype", "flaot32"), 2, "did you mean 'float32'"),
+        (("-p", "a", "--compile", "allways"), 2, "did you mean 'always'"),
         (("-p", "a", "--device", "tpu9"), 2, "device='tpu9'"),
         (("-p", "a", "-n", 0), 2, "max-new-tokens"),
         (("-p", "a", "--tempature", 1), 2, "--temperature"),

@@ -10,6 +10,9 @@ import torch
 from models import converted, tokens
 from transformers import DynamicCache, StaticCache
 
+import linearize
+from linearize import pretrained
+from linearize.decoding import generate
 from linearize.errors import UsageError
 from linearize.liger import step
 from linearize.liger.bases import supported
@@ -148,6 +151,20 @@ def test_a_graph_that_cannot_be_made_is_reported_once_and_nothing_is_lost(
         compiled_steps(None, "sometimes"),
     ):
         pass
+
+
+@pytest.mark.parametrize("how", [{}, {"sampler": "beam", "num_beams": 2}], ids=["greedy", "beams"])
+def test_generate_writes_the_same_text_either_way(how, traced, shared) -> None:
+    path = shared / "data" / "models" / "stories260K"
+    model = linearize.apply(linearize.load(path), linearize.LigerSpec(mix="fixed", **SIZE))
+    prompts = ["Once upon a time there was a dog.", "Lily and Tom went"]  # padded to one length
+    words = pretrained.tokenizer(path)
+    texts = [
+        [x.text for x in generate(model, words, prompts, max_new_tokens=40, compile=when, **how)]
+        for when in ("never", "always")
+    ]
+    assert texts[0] == texts[1]
+    assert traced
 
 
 @compiler
