@@ -3,14 +3,16 @@
 The work is that of a multiple-choice task with random tokens: five examples, a question, four
 answers of two tokens. The harness draws examples anew for every question, so that only its four
 answers share them ("own"); tasks with fixed examples share them among all questions ("same").
-With `--tasks` the requests of real tasks are taken instead.
+With `--tasks` the requests of real tasks are taken instead. Beside what is gained stands what could
+be if tokens were all that takes time: the tokens read without sharing, over those read with it.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,9 @@ from .timing import compare
 
 EXAMPLES, EXAMPLE, QUESTION, ANSWERS, ANSWER = 5, 60, 40, 4, 2  # counts, and lengths in tokens
 QUESTIONS, BATCHES = 8, (8,)
-COLUMNS = ("questions", "rows at once", "model", "reuse", "requests/s", "of without reuse")
+COLUMNS = (
+    "questions", "rows at once", "model", "reuse", "requests/s", "of without reuse", "of tokens"
+)  # fmt: skip
 PANELS = (Panel("requests per second", "batch", "requests_per_second", "requests/s"),)
 
 
@@ -40,6 +44,12 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batches", type=count, nargs="+", default=BATCHES, metavar="ROWS")
     parser.add_argument("--seconds", type=float, default=1.0, help="per case, at least [1]")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="real ones, with five examples")
+    parser.add_argument(
+        "--examples",
+        choices=task_scoring.EXAMPLES_OF,
+        default="drawn",
+        help="of --tasks: drawn for each question, or the set's first for all of them [drawn]",
+    )
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="of local tasks")
     parser.add_argument("--tokenizer", metavar="DIR", help="for --tasks with random weights")
 
@@ -64,7 +74,11 @@ def _tasks(asked: argparse.Namespace, base: Any, tokenizer: Any) -> Iterator[dic
             f"{base.config.vocab_size:,}; give one that fits"
         )
     tasks = task_scoring.requests_of(
-        asked.tasks, data_dir=asked.data_dir, tokenizer=tokenizer, questions=asked.questions
+        asked.tasks,
+        data_dir=asked.data_dir,
+        tokenizer=tokenizer,
+        questions=asked.questions,
+        examples=asked.examples,
     )
     return task_scoring.run(
         {"base": base, "converted": shapes.converted(base)},
@@ -84,26 +98,29 @@ def run(
 ) -> Iterator[dict[str, Any]]:
     """One record per kind of examples and batch size.
 
-    `examples`, `batch`, `requests`, `tokens` of all requests; by way (`base`, `base, reuse`,
-    `converted`, `converted, reuse`): `seconds`, `requests_per_second`; by model `difference`, the
-    largest between log probabilities with and without reuse.
+    `examples`, `batch`, `requests`; by way (`base`, `base, reuse`, `converted`,
+    `converted, reuse`): `seconds`, `requests_per_second` and `tokens` that were read, padding
+    aside; by model `difference`, the largest between log probabilities with and without reuse.
     """
     models = {"base": base, "converted": shapes.converted(base)}
     for kind in ("own", "same"):
         requests = _requests(base.config.vocab_size, questions, same=kind == "same")
         for batch in batches:
             scores: dict[str, dict[int, Any]] = {}
+            tokens: dict[str, int] = {}
             ways = {}
             for name, model in models.items():
                 for reuse in (False, True):
                     called = f"{name}, reuse" if reuse else name
-                    ways[called] = _way(model, requests, batch, reuse, scores, called)
+                    ways[called] = _way(
+                        model, requests, batch, reuse, partial(_keep, called, scores, tokens)
+                    )
             seconds_of = compare(ways, seconds=seconds)
             yield {
                 "examples": kind,
                 "batch": batch,
                 "requests": len(requests),
-                "tokens": sum(len(row.tokens) for row in requests),
+                "tokens": tokens,
                 "difference": {name: _difference(scores, name, requests) for name in models},
                 "seconds": seconds_of,
                 "requests_per_second": {n: len(requests) / s for n, s in seconds_of.items()},
@@ -126,14 +143,25 @@ def _requests(vocabulary: int, questions: int, *, same: bool) -> list[Row]:
 
 
 def _way(
-    model: Any, requests: list[Row], batch: int, reuse: bool, scores: dict[str, Any], name: str
-) -> Any:
+    model: Any,
+    requests: list[Row],
+    batch: int,
+    reuse: bool,
+    keep: Callable[[dict[int, Any], int], None],
+) -> Callable[[], None]:
     def score() -> None:
-        found = scores[name] = {}
+        found: dict[int, Any] = {}
         scorer = Scorer(model, batch_size=batch, shrink=False, reuse=reuse)
         scorer(requests, lambda some: found.update(some))
+        keep(found, scorer.read)
 
     return score
+
+
+def _keep(
+    name: str, scores: dict[str, Any], tokens: dict[str, int], found: dict[int, Any], read: int
+) -> None:
+    scores[name], tokens[name] = found, read
 
 
 def _difference(scores: dict[str, dict[int, Any]], name: str, requests: list[Row]) -> float:
@@ -156,4 +184,5 @@ def rows(record: dict[str, Any]) -> Iterator[list[str]]:
             reuse and "yes",
             f"{value:.2f}",
             f"{value / speed[name]:.2f}",
+            f"{record['tokens'][name] / record['tokens'][way]:.2f}",
         ]

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lm_eval.api.samplers import get_sampler
+
 from linearize.errors import UsageError
 from linearize.eval.harness.checking import check, names_of, only_local
 from linearize.eval.harness.task_manager import Tasks
@@ -18,13 +20,22 @@ from linearize.eval.harness.task_manager import Tasks
 from .timing import compare
 
 EXAMPLES, SEED = 5, 1234  # the seed is the harness's for drawing examples
+EXAMPLES_OF = ("drawn", "first")
 POOLED = "all of them"
 
 
 def requests_of(
-    names: Sequence[str], *, data_dir: Path | None, tokenizer: Any, questions: int
+    names: Sequence[str],
+    *,
+    data_dir: Path | None,
+    tokenizer: Any,
+    questions: int,
+    examples: str = "drawn",
 ) -> dict[str, list[Any]]:
     """Task -> the harness's requests for its first questions.
+
+    - `examples`: "drawn" for each question, as by default; "first", those that the set begins with
+      for all questions, which are those behind them (`fewshot_config.sampler: first_n`).
 
     Raises `UsageError` for unknown tasks and for tasks that are not multiple choice, `InputError`
     for tasks whose data is not there.
@@ -38,7 +49,11 @@ def requests_of(
         for leaf in task.get_all_tasks() if hasattr(task, "get_all_tasks") else [task]:
             leaf.set_config(key="num_fewshot", value=EXAMPLES)
             leaf.set_fewshot_seed(seed=SEED)
-            leaf.build_all_requests(limit=questions, rank=0, world_size=1)
+            asked = {"limit": questions}
+            if examples == "first":
+                leaf.sampler = get_sampler("first_n")(leaf.sampler.df)
+                asked = {"samples": [*range(EXAMPLES, EXAMPLES + questions)]}
+            leaf.build_all_requests(**asked, rank=0, world_size=1)
             kinds = {request.request_type for request in leaf.instances}
             if kinds != {"loglikelihood"}:
                 raise UsageError(
@@ -71,28 +86,36 @@ def run(
         done = []
         for name, requests in tasks.items():
             scores: dict[str, list[tuple[float, bool]]] = {}
+            tokens: dict[str, int] = {}
             ways = {
-                called: partial(_score, scorer, requests, called, scores)
+                called: partial(_score, scorer, requests, called, scores, tokens)
                 for called, scorer in scorers.items()
             }
             taken = compare(ways, seconds=seconds)
             differences = {
                 model: _difference(scores[model], scores[f"{model}, reuse"]) for model in models
             }
-            done.append(_record(name, batch, len(requests), taken, differences))
+            done.append(_record(name, batch, len(requests), taken, tokens, differences))
             yield done[-1]
         if len(done) > 1:
             yield _record(
                 POOLED,
                 batch,
                 sum(record["requests"] for record in done),
-                {called: sum(r["seconds"][called] for r in done) for called in scorers},
+                *(
+                    {called: sum(r[field][called] for r in done) for called in scorers}
+                    for field in ("seconds", "tokens")
+                ),
                 {model: max(r["difference"][model] for r in done) for model in models},
             )
 
 
-def _score(scorer: Any, requests: list[Any], called: str, into: dict[str, Any]) -> None:
-    into[called] = scorer.loglikelihood(requests, disable_tqdm=True)
+def _score(
+    scorer: Any, requests: list[Any], called: str, scores: dict[str, Any], tokens: dict[str, int]
+) -> None:
+    before = scorer.scorer.read
+    scores[called] = scorer.loglikelihood(requests, disable_tqdm=True)
+    tokens[called] = scorer.scorer.read - before
 
 
 def _record(
@@ -100,12 +123,14 @@ def _record(
     batch: int,
     requests: int,
     seconds: dict[str, float],
+    tokens: dict[str, int],
     difference: dict[str, float],
 ) -> dict[str, Any]:
     return {
         "examples": name,
         "batch": batch,
         "requests": requests,
+        "tokens": tokens,
         "difference": difference,
         "seconds": seconds,
         "requests_per_second": {called: requests / s for called, s in seconds.items()},

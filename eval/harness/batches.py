@@ -6,13 +6,19 @@ from collections.abc import Sequence
 
 import torch
 
-# What a pass costs beyond its tokens, in tokens: on a CPU little, on an accelerator its launches.
-PASS_ON_CPU, PASS_ELSEWHERE = 128, 1024
+# What a pass costs beyond its tokens, in tokens: on a CPU little, more where a layer has parts
+# besides softmax attention; on an accelerator its launches.
+PASS_ON_CPU, PASS_OF_PARTS, PASS_ELSEWHERE = 32, 64, 1024
 
 
-def fixed_cost(device: torch.device) -> int:
-    """Tokens that take as long as what every pass does besides."""
-    return PASS_ON_CPU if device.type == "cpu" else PASS_ELSEWHERE
+def fixed_cost(device: torch.device, *, plain: bool) -> int:
+    """Tokens that take as long as what every pass does besides.
+
+    - `plain`: whether all layers are softmax attention.
+    """
+    if device.type != "cpu":
+        return PASS_ELSEWHERE
+    return PASS_ON_CPU if plain else PASS_OF_PARTS
 
 
 def batches(lengths: Sequence[int], *, most: int, fixed: int) -> list[slice]:

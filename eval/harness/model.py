@@ -223,7 +223,14 @@ class Linearize(TemplateLM):
 
     def _encode(self, string: str, special: bool | None) -> tuple[int, ...]:
         given = {} if special is None else {"add_special_tokens": special}
-        return tuple(self.tokenizer.encode(string, **given))
+        ids = tuple(self.tokenizer.encode(string, **given))
+        known = self.model.get_input_embeddings().weight.shape[0]
+        if max(ids, default=0) >= known:
+            raise InputError(
+                f"the tokenizer gives token {max(ids)}, and the model knows {known:,}; it is not "
+                "the model's: leave out --tokenizer, or name the model's own"
+            )
+        return ids
 
     # The three kinds of requests.
 

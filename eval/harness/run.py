@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from linearize.errors import Interrupted, OutputError, UsageError
+
+from ..alone import alone
 
 RESULTS = "results.json"
 
@@ -65,37 +68,39 @@ def evaluate(
     checked = check(manager, names, execute_code=execute_code, skip_unavailable=skip_unavailable)
     for name, why in checked.skipped.items():
         on_skipped(name, why)
+    held = contextlib.nullcontext()
     if out is not None:
-        _make(out)
+        held = alone(out)
         arguments.setdefault("responses", out)
-    lm = Linearize(model, **arguments)
-    for item in checked.tasks:
-        for leaf in item.get_all_tasks() if hasattr(item, "get_all_tasks") else [item]:
-            in_step(leaf, lm.rank, lm.world_size, harness.get("limit"))
-    try:
-        found = simple_evaluate(
-            lm,
-            tasks=checked.tasks,
-            task_manager=manager,
-            confirm_run_unsafe_code=execute_code,
-            **harness,
-        )
-    except KeyboardInterrupt as error:
-        kept = f"; what was done is in {out}, the same command goes on from there" if out else ""
-        raise Interrupted(f"interrupted{kept}") from error
-    if found is None:
-        return None
-    about = lm.get_model_info()
-    found["linearize"] = {
-        **about.pop("linearize"),
-        **about,
-        "parameters": {k: dict(v) for k, v in (parameters or {}).items()},
-        "data_dir": str(data_dir) if data_dir else None,
-        "skipped": checked.skipped,
-    }
-    if out is not None:
-        _write(out, found)
-    return found
+    with held:
+        lm = Linearize(model, **arguments)
+        for item in checked.tasks:
+            for leaf in item.get_all_tasks() if hasattr(item, "get_all_tasks") else [item]:
+                in_step(leaf, lm.rank, lm.world_size, harness.get("limit"))
+        try:
+            found = simple_evaluate(
+                lm,
+                tasks=checked.tasks,
+                task_manager=manager,
+                confirm_run_unsafe_code=execute_code,
+                **harness,
+            )
+        except KeyboardInterrupt as error:
+            kept = f"; what was done is in {out}, the same command goes on" if out else ""
+            raise Interrupted(f"interrupted{kept}") from error
+        if found is None:
+            return None
+        about = lm.get_model_info()
+        found["linearize"] = {
+            **about.pop("linearize"),
+            **about,
+            "parameters": {k: dict(v) for k, v in (parameters or {}).items()},
+            "data_dir": str(data_dir) if data_dir else None,
+            "skipped": checked.skipped,
+        }
+        if out is not None:
+            _write(out, found)
+        return found
 
 
 def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,13 +124,6 @@ def _words(model: Any, arguments: Mapping[str, Any]) -> Callable[[], Any]:
         return pretrained.tokenizer(where, bool(arguments.get("trust_remote_code")))
 
     return read
-
-
-def _make(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out} cannot be made: {error.strerror}") from error
 
 
 def _write(out: Path, found: dict[str, Any]) -> None:

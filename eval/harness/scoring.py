@@ -26,6 +26,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from linearize.errors import UsageError
 from linearize.liger.state import snapshot
 from linearize.recurrent_depth.interface import is_looped
 
@@ -87,7 +88,8 @@ class Scorer:
         batch_size: rows per pass; with `shrink` it is halved when memory runs out.
         reuse: encode shared beginnings once.
 
-    `reuse` is True afterwards only if the model has a cache that can be copied.
+    `reuse` is True afterwards only if the model has a cache that can be copied. `read` counts the
+    tokens that the model was given, padding aside.
     """
 
     def __init__(self, model: Any, *, batch_size: int, shrink: bool, reuse: bool) -> None:
@@ -98,6 +100,7 @@ class Scorer:
         self.prefixes = spec.get("prefix", "none") != "none"
         self.cached = "past_key_values" in self.takes and not self.prefixes
         self.reuse = reuse and self.cached
+        self.read = 0
 
     def __call__(
         self, rows: Sequence[Row], on_scores: Callable[[list[tuple[int, Scores]]], None]
@@ -169,6 +172,11 @@ class Scorer:
         return bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
     @functools.cached_property
+    def _pass(self) -> int:
+        """What a pass costs besides its tokens, in tokens."""
+        return fixed_cost(self.model.device, plain=self._plain)
+
+    @functools.cached_property
     def _beside(self) -> bool:
         """Whether continuations of one beginning can stand in one row."""
         return self._plain and beside.understands(self.model)
@@ -192,7 +200,7 @@ class Scorer:
                     [length(job) for job in left],
                     most=self.batch_size,
                     # What continues a batch's rows are passes of its own.
-                    fixed=fixed_cost(self.model.device) * (3 if even else 1),
+                    fixed=self._pass * (3 if even else 1),
                 )
                 for at in plan:
                     try:
@@ -206,9 +214,22 @@ class Scorer:
                     left = []
 
     def halve(self, error: RuntimeError, rows: int) -> bool:
-        """Whether `rows` rows were too many and fewer may be tried: memory ran out."""
-        if not (self.shrink and rows > 1 and should_reduce_batch_size(error)):
+        """Whether `rows` rows were too many and fewer may be tried: memory ran out.
+
+        Raises `UsageError` if memory ran out and no fewer may be tried.
+        """
+        if not should_reduce_batch_size(error):
             return False
+        if rows == 1:
+            raise UsageError(
+                "memory ran out with one row at once; shorter inputs (--max-length N), a narrower "
+                "--dtype or another --device may fit"
+            ) from error
+        if not self.shrink:
+            raise UsageError(
+                f"memory ran out with {rows} rows at once; try --batch-size {rows // 2}, or auto, "
+                "which halves it until it fits"
+            ) from error
         self.batch_size = max(1, min(self.batch_size, rows) // 2)
         clear_device_cache(garbage_collection=True)
         return True
@@ -246,6 +267,7 @@ class Scorer:
         mask, positions = beside.masked(held.real[of], [[len(p) for p in row] for row in parts])
         columns, device = positions.shape[1], self.model.device
         flat = [[token for part in row for token in part] for row in parts]
+        self.read += sum(map(len, flat))
         logits = self.model(
             input_ids=torch.tensor([[*p, *[0] * (columns - len(p))] for p in flat], device=device),
             attention_mask=mask.to(device),
@@ -298,6 +320,7 @@ class Scorer:
         for the last one.
         """
         columns = new.shape[1]
+        self.read += sum(map(len, parts))
         width = PIECE if self.cached else columns
         caching = held is not None or keep is None or columns > width
         ids = torch.tensor([[*p, *[0] * (columns - len(p))] for p in parts])
@@ -347,7 +370,7 @@ class Scorer:
         if mask.all():
             return 0
         columns = int(mask.all(0).long().cumprod(0).sum()) - past
-        worth = columns * len(mask) >= 16 * fixed_cost(self.model.device)
+        worth = columns * len(mask) >= 16 * self._pass
         return columns if columns > 0 and worth else 0
 
 

@@ -19,6 +19,7 @@ from linearize.decoding.remedies import given, options_of
 from linearize.errors import InputError, UsageError
 from linearize.eval.metrics import repetition as metrics
 
+from ..alone import alone
 from .prompts import PROSE, Group
 from .store import Record, Store
 
@@ -80,27 +81,32 @@ def run(
             "shorten the prompts"
         )
     common = {**about, "max_new_tokens": max_new_tokens, "seed": seed}
-    store = Store(out, common, ways, overwrite=overwrite)
-    maker = _Maker(model, tokenizer, ways, store, max_new_tokens, batch_size, seed)
-    maker.make(kept, on_progress)
+    with alone(out):
+        store = Store(out, common, ways, overwrite=overwrite)
+        maker = _Maker(model, tokenizer, ways, store, max_new_tokens, batch_size, seed)
+        maker.make(kept, on_progress)
 
-    measured = []
-    for group, whole in zip(kept, groups, strict=True):
-        if group.prompts:
-            found = _measure(group, ways, store, max_new_tokens)
-            found["left_out"] = len(whole.prompts) - len(group.prompts)
-            found["self_reinforcement"] = self_reinforcement(model, tokenizer, group)
-            measured.append(found)
-    for together in _together([group for group in kept if group.prompts]):
-        measured.append(_measure(together, ways, store, max_new_tokens))
-    broken = sum(
-        store.get(name, prompt, group.language)["finish_reason"] == "nan"
-        for group in kept
-        for prompt in group.prompts
-        for name in ways
-    )
-    settings = {**common, "batch_size": batch_size, "ways": {n: dict(w) for n, w in ways.items()}}
-    return {"settings": settings, "groups": measured, "broken": broken}
+        measured = []
+        for group, whole in zip(kept, groups, strict=True):
+            if group.prompts:
+                found = _measure(group, ways, store, max_new_tokens)
+                found["left_out"] = len(whole.prompts) - len(group.prompts)
+                found["self_reinforcement"] = self_reinforcement(model, tokenizer, group)
+                measured.append(found)
+        for together in _together([group for group in kept if group.prompts]):
+            measured.append(_measure(together, ways, store, max_new_tokens))
+        broken = sum(
+            store.get(name, prompt, group.language)["finish_reason"] == "nan"
+            for group in kept
+            for prompt in group.prompts
+            for name in ways
+        )
+        settings = {
+            **common,
+            "batch_size": batch_size,
+            "ways": {n: dict(w) for n, w in ways.items()},
+        }
+        return {"settings": settings, "groups": measured, "broken": broken}
 
 
 def figures(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from ..ops.sinks import first_tokens
 
@@ -124,7 +124,7 @@ def cache_bytes(cache: Cache) -> int:
 
 
 def snapshot(cache: Cache, rows: Tensor | None = None) -> Cache:
-    """An independent copy of a cache, from which and beside which one can go on.
+    """A copy of a cache, from which and beside which one can go on.
 
     - `rows`: [N] int64, the rows of the copy; a row may be named several times. None = all.
 
@@ -138,16 +138,23 @@ def snapshot(cache: Cache, rows: Tensor | None = None) -> Cache:
         copied.select(every if rows is None else rows)
         return copied
 
-    def taken(x: Any) -> Any:
-        if isinstance(x, Tensor):
-            return x.clone() if rows is None else x.index_select(0, rows.to(x.device))
-        return {key: taken(value) for key, value in x.items()} if isinstance(x, dict) else x
+    def taken(x: Any, grows: bool) -> Any:
+        if isinstance(x, dict):
+            return {key: taken(value, grows) for key, value in x.items()}
+        if not isinstance(x, Tensor):
+            return x
+        if grows and len(x) == 1 and rows is not None:
+            return x.expand(len(rows), *x.shape[1:])
+        if grows and (rows is None or rows.tolist() == list(range(len(x)))):
+            return x
+        return x.clone() if rows is None else x.index_select(0, rows.to(x.device))
 
     copied = copy.copy(cache)
     copied.layers = [copy.copy(entry) for entry in cache.layers]
     for entry in copied.layers:
+        grows = type(entry) is DynamicLayer  # keys and values are never written in place
         # flags by state, such as has_previous_state, are dicts too: copied, not shared
         for name, value in vars(entry).items():
             if isinstance(value, dict) or (isinstance(value, Tensor) and value.ndim > 1):
-                setattr(entry, name, taken(value))
+                setattr(entry, name, taken(value, grows))
     return copied

@@ -15,7 +15,21 @@ from torch import Tensor
 # exp() of half this range, squared, still fits float32 (e^88): the factored form is safe below it.
 MAX_FACTORED_RANGE = 80.0
 
+# What a chunk costs besides its tokens, in tokens, and the smallest: timed, see docs/speed.md.
+PER_CHUNK, LEAST_CHUNK = 16, 16
+
 Pairs = tuple[int, int, int]
+
+
+def fitting(length: int, most: int, cu_seqlens: Tensor | None = None) -> int:
+    """Tokens per chunk for rows of `length` tokens, so that little of a chunk is padding.
+
+    `most`, or that halved a few times; where a row holds several sequences always `most`.
+    """
+    sizes = [most]
+    while cu_seqlens is None and sizes[-1] >= 2 * LEAST_CHUNK:
+        sizes.append(sizes[-1] // 2)
+    return min(sizes, key=lambda size: -(-length // size) * (size + PER_CHUNK))
 
 
 def factorable(total: Tensor) -> bool:

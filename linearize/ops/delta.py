@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .chunks import ChunkGrid, between
+from .chunks import ChunkGrid, between, fitting
 from .forms import Forms, check_heads, run
 
 CHUNK = 32  # the triangular solve grows with its square
@@ -104,14 +104,15 @@ def chunk(
     *,
     initial_state: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
-    size: int = CHUNK,
+    size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The same in chunks of `size` tokens. Shapes as in `delta`.
+    """The same in chunks of `size` tokens, None = what fits. Shapes as in `delta`.
 
     What a chunk's tokens write is U - W S, with S the state at its start: U and W come from the
     triangular system, so only S has to wait for the chunk before.
     """
     V = v.shape[-1]
+    size = size or fitting(q.shape[1], CHUNK, cu_seqlens)
     grid = ChunkGrid(*q.shape[:2], cu_seqlens, size, q.device)
     q = grid.split_queries(q, v.shape[2])
     k, v, beta, g = (grid.split_heads(x) for x in (k, v, beta, g))

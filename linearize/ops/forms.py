@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import UsageError
 from . import backend as backends
 from . import segments
-from .packed import Packed
+from .packed import Packed, mostly_real
 
 State = Tensor | tuple[Tensor, ...]
 
@@ -62,6 +62,13 @@ def run(
     state = on_states(lambda x: x.to(dtype), initial_state)
     if chosen == "recurrent" and cu_seqlens is None:
         o, state = forms.recurrent(*tensors, initial_state=state, mask=mask)
+    elif chosen == "chunk" and mask is not None and mostly_real(mask):
+        # in every op a step whose arguments are 0, all but q, leaves the state as it is
+        there = mask.view(*mask.shape, *(1,) * (q.ndim - 2))
+        first, *rest = tensors
+        row = (first, *(x.where(there, x.new_zeros(())) for x in rest))
+        o, state = _form(forms, chosen, row, shapes, initial_state=state)
+        o = o.where(there, o.new_zeros(()))
     elif packed is None:
         o, state = _form(forms, chosen, tensors, shapes, initial_state=state)
     else:

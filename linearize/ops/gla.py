@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .chunks import ChunkGrid, Pairs, between, factorable, half, halving, product, scan
+from .chunks import ChunkGrid, Pairs, between, factorable, fitting, half, halving, product, scan
 from .forms import Forms, check_heads, run
 
 CHUNK = 64
@@ -95,13 +95,15 @@ def chunk(
     *,
     initial_state: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
-    size: int = CHUNK,
+    size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same in chunks of `size` tokens: matrix products inside, a short scan between.
 
-    Shapes as in `gla`. Each sequence fills whole chunks of its own; the missing tokens of its last
-    one are zeros with decay 1, so that the state passes through them unchanged.
+    Shapes as in `gla`; `size` None = what fits. Each sequence fills whole chunks of its own; the
+    missing tokens of its last one are zeros with decay 1, so that the state passes through them
+    unchanged.
     """
+    size = size or fitting(q.shape[1], CHUNK, cu_seqlens)
     grid = ChunkGrid(*q.shape[:2], cu_seqlens, size, q.device)
     q = grid.split_queries(q, v.shape[2])
     k, v, g = (grid.split_heads(x) for x in (k, v, g))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .chunks import ChunkGrid, Pairs, factorable, half, halving, scan
+from .chunks import ChunkGrid, Pairs, factorable, fitting, half, halving, scan
 from .forms import Forms, check_heads, run
 from .gla import CHUNK
 from .gla import chunk as gla_chunk
@@ -99,9 +99,10 @@ def chunk(
     *,
     initial_state: States | None = None,
     cu_seqlens: Tensor | None = None,
-    size: int = CHUNK,
+    size: int | None = None,
 ) -> tuple[Tensor, States]:
-    """The same in chunks of `size` tokens. Shapes as in `gsa`."""
+    """The same in chunks of `size` tokens, None = what fits. Shapes as in `gsa`."""
+    size = size or fitting(q.shape[1], CHUNK, cu_seqlens)
     keys, values = initial_state or (None, None)
     write = -torch.expm1(g)
     scores, keys = _scores(q, k, write, g, keys, cu_seqlens, size)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ..errors import UsageError
 
+MOSTLY = 0.8  # share of real tokens from which packing them does not pay
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -82,6 +84,11 @@ class Packed:
             out = x.new_zeros(self.batch * self.length, *x.shape[2:])
             x = out.index_copy(0, self.indices, x[0]).unsqueeze(0)
         return x.reshape(self.batch, self.length, *x.shape[2:])
+
+
+def mostly_real(mask: Tensor) -> bool:
+    """Whether computing the padding of a [B, T] batch costs less than packing what is real."""
+    return bool(mask.sum() >= MOSTLY * mask.numel())
 
 
 def check_cu_seqlens(cu_seqlens: Tensor, batch: int, length: int) -> Tensor:

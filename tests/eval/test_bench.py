@@ -138,6 +138,13 @@ def test_every_bench_runs_at_any_shape_and_writes_its_numbers(tmp_path):
     assert [r["examples"] for r in found["eval"]["records"]] == ["own", "same"]
     for record in found["eval"]["records"]:
         assert all(value < 1e-4 for value in record["difference"].values()), "the same scores"
+    # of 5 x 60 + 40 tokens and the first of an answer's two, four answers share all but two
+    own, same = (r["tokens"] for r in found["eval"]["records"])
+    questions = own["base"] // (4 * 341)
+    for name in ("base", "converted"):
+        assert own[name] == same[name] == questions * 4 * 341
+        assert own[f"{name}, reuse"] == questions * (339 + 4 * 2)
+        assert same[f"{name}, reuse"] == 300 + questions * (39 + 4 * 2)
 
 
 def test_forms_that_compute_something_else_do_not_pass(monkeypatch):
@@ -180,6 +187,16 @@ def test_eval_bench_scores_real_tasks(shared, data, tmp_path, capsys):
     assert all(value < 1e-4 for value in pooled["difference"].values()), "the same scores"
     for way, seconds in pooled["seconds"].items():
         assert seconds == pytest.approx(sum(r["seconds"][way] for r in tasks))
+        assert pooled["tokens"][way] == sum(r["tokens"][way] for r in tasks)
+    long = ["eval", "--shape", "tiny", "--tokenizer", str(model), *asked]  # nothing is cut
+    gains = {}
+    for examples in ("drawn", "first"):
+        assert bench.main([*long, "--examples", examples]) == 0
+        record = json.loads(file.read_text())["records"][0]
+        tokens = record["tokens"]
+        gains[examples] = tokens["base"] / tokens["base, reuse"]
+        assert all(value < 1e-4 for value in record["difference"].values()), "the same scores"
+    assert gains["drawn"] < 4 < 5 < gains["first"], "four answers, or all eight requests"
     assert bench.main(["eval", "--shape", "tiny", *asked]) == 2
     assert "no tokenizer; give --tokenizer" in capsys.readouterr().err
     assert bench.main(["eval", str(model), *asked, "--tasks", "local_mqar"]) == 2

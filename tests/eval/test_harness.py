@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 import linearize
 from linearize import pretrained
 from linearize.errors import InputError, UsageError
+from linearize.eval.alone import alone
 from linearize.eval.harness import evaluate
 from linearize.eval.tasks import TASKS
 
@@ -157,7 +158,7 @@ def test_an_evaluation_goes_on_where_it_was_ended(
         return add(*given)
 
     monkeypatch.setattr(responses.Responses, "add", interrupted)
-    with pytest.raises(linearize.errors.Interrupted, match="goes on from there"):
+    with pytest.raises(linearize.errors.Interrupted, match="the same command goes on"):
         evaluate(llama, names, model_args=arguments, **options)
     file = tmp_path / "out" / "responses.jsonl"
     done = file.read_bytes()
@@ -178,9 +179,23 @@ def test_an_evaluation_goes_on_where_it_was_ended(
     assert saved["results"]["local_piqa"]["acc,none"] == whole["results"]["local_piqa"]["acc,none"]
     with pytest.raises(pytest.fail.Exception, match="computed again"):  # another setting
         evaluate(llama, names, model_args={**arguments, "max_length": 100}, **options)
+    with alone(tmp_path / "out"), pytest.raises(UsageError, match="another evaluation is writing"):
+        evaluate(llama, names, model_args=arguments, **options)
     file.write_text("{broken\n")
     with pytest.raises(InputError, match=r"responses\.jsonl line 1 is damaged"):
         evaluate(llama, names, model_args=arguments, **options)
+
+
+def test_a_tokenizer_of_another_model_is_named(words: Any, data: Path) -> None:
+    few = LlamaConfig(vocab_size=20, hidden_size=8, intermediate_size=8, num_attention_heads=1)
+    with pytest.raises(InputError, match="and the model knows 20; it is not the model's"):
+        evaluate(
+            LlamaForCausalLM(few),
+            ["local_piqa"],
+            data_dir=data,
+            model_args={"tokenizer": words},
+            limit=1,
+        )
 
 
 def test_generation_with_samplers(llama: Any, words: Any) -> None:

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from linearize import LigerSpec, apply
+from linearize.errors import UsageError
 from linearize.eval.harness.prefixes import LEAST, Branch, shared
 from linearize.eval.harness.scoring import Row, Scorer
 from linearize.recurrent_depth.config import RavenConfig
@@ -153,8 +154,11 @@ def test_memory_that_runs_out_halves_the_batch() -> None:
     scorer(rows, found.update)
     assert len(found) == len(rows)
     assert scorer.batch_size <= 3 < max(widest)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(UsageError, match=r"with \d+ rows at once; try --batch-size \d+, or"):
         Scorer(model, batch_size=16, shrink=False, reuse=True)(rows, found.update)
+    model.register_forward_pre_hook(lambda _, args: torch.empty(1 << 60))
+    with pytest.raises(UsageError, match="ran out with one row at once; shorter inputs"):
+        Scorer(model, batch_size=16, shrink=True, reuse=True)(rows, found.update)
 
 
 def test_the_tree_holds_each_request_once_and_saves_tokens() -> None:

@@ -35,6 +35,20 @@ def in_pieces(
     return torch.cat(outputs, 1)
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@torch.no_grad()
+def test_padding_that_the_windows_have_left(spec: dict, kind: str) -> None:
+    model = converted("llama", window=8, **spec)
+    ids, mask = tokens(2, 60), torch.ones(2, 60, dtype=torch.long)
+    mask[0, :11] = mask[0, 14:20] = mask[1, 5] = 0
+    cache = make_cache(model, kind)
+    got = in_pieces(model, ids, [30, 31, 42, 55, 56], cache, mask)
+    for row in range(2):
+        alone = model(ids[row : row + 1, mask[row].bool()], use_cache=False).logits
+        close(got[row, mask[row].bool()], alone[0])
+
+
 def make_cache(model: PreTrainedModel, kind: str) -> Cache:
     if kind == "static":
         return StaticCache(config=model.config, max_cache_len=400)

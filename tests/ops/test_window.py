@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -96,6 +98,19 @@ def test_packed_sequences_equal_separate_ones(lengths: list[int]) -> None:
 def test_long_rows_with_a_past_take_the_same_path() -> None:
     q, k, v = inputs(2, 300, P=63)
     close(window_attention(q, k, v, window=64), dense(q, k, v, window=64, scale=8**-0.5))
+
+
+@pytest.mark.parametrize("P", [0, 15])
+def test_padding_at_the_end_equals_the_definition(P: int) -> None:
+    q, k, v = (x.requires_grad_() for x in inputs(2, 100, P=P))
+    mask = torch.ones(2, P + 100, dtype=torch.bool)
+    mask[0, -10:] = mask[1, -3:] = False
+    found = []
+    for form in (window_attention, partial(dense, scale=8**-0.5)):
+        o = form(q, k, v, window=16, mask=mask)
+        found.append((o, *torch.autograd.grad((o * o).sum(), (q, k, v))))
+    for one, other in zip(*found, strict=True):
+        close(one, other)
 
 
 @pytest.mark.parametrize("softcap", [None, 0.7])
