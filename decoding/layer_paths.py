@@ -19,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from linearize.errors import InputError, UsageError
+from linearize.recurrent_depth.interface import is_looped
 
 # Lists in a config with one entry per layer that forward passes and caches look up while running.
 _PER_LAYER = ("layer_types", "layers_block_type", "mlp_layer_types")
@@ -111,6 +112,11 @@ def _inside(layer: int, layers: int) -> None:
 
 def _layers(model: Any) -> tuple[nn.Module, str, nn.ModuleList]:
     """The module that holds the list of layers, its attribute there, and the list."""
+    if is_looped(model):
+        raise InputError(
+            f"{type(model).__name__} is a looped model: its prelude, core and coda stay in order; "
+            "change its number of recurrences instead (num_steps of the samplers for looped models)"
+        )
     config = model.config.get_text_config(decoder=True)
     count = config.num_hidden_layers
     found = [

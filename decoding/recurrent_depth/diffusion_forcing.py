@@ -27,6 +27,7 @@ from .depth import Depth
 from .freezing import RULES, Look, relative
 from .loop import Rows, register, sampler
 from .noise import SCHEDULES, mix
+from .prompt import Prompt, before_wave
 from .reference_rows import reference_rows
 from .request import Compat, Request, Run, recurrences
 from .verifying import verified
@@ -101,33 +102,49 @@ class Diffusion:
         )
 
     def run(self) -> Run:
-        self._prefill()
+        self._begin()
         count = 0
         while self.wave is not None:
+            count += self.prompt is None
             self._step()
-            count += 1
             if self.settings.max_steps is not None and count >= self.settings.max_steps:
                 break
         self.spent.core_passes = self.depth.spent.core_passes
         self.spent.core_tokens = self.depth.spent.core_tokens
         return Run(self.rows.ids(), self.spent)
 
-    def _prefill(self) -> None:
-        logits = self.depth.fixed(self.request.input_ids, self.request.where, self.steps)
-        for row, scores in enumerate(logits[:, -1]):
-            self._finish(row, [self.chooser.final(scores, row, [])], [self.steps])
-        self.rows.ask()
+    def _begin(self) -> None:
+        """Run the prompts, or so much of them that the wave can begin beside them."""
+        B, request = len(self.lengths), self.request
+        self.wave = None
+        self.prompt: Prompt | None = Prompt(
+            self.depth, request.input_ids, request.where, self.steps
+        )
+        alone = before_wave(self.settings, self.steps, max(self.lengths), request.max_new_tokens)
+        logits = self.prompt.alone(alone)
+        if alone == self.steps:
+            self.prompt = None
+            first = [self._first(scores, row) for row, scores in enumerate(logits[:, -1])]
+        else:
+            rows, texts = list(range(B)), [[]] * B
+            first = self.chooser.drafts(logits, rows, [0] * B, texts)[:, 0].tolist()
         lines = [
-            Line(row, self.lengths[row], self.rows.tokens[row][-1:])
-            for row, done in enumerate(self.rows.done)
-            if not done
+            Line(row, self.lengths[row], [token])
+            for row, token in enumerate(first)
+            if not self.rows.done[row]
         ]
         self.depth.keep([not done for done in self.rows.done])
-        self.wave = None
         if lines:
             remember = self.settings.freeze.startswith("latent-acceleration")
             noise = self.depth.fresh if self.settings.noise else None
             self.wave = Wave(lines, self._fresh, remember=remember, noise=noise)
+
+    def _first(self, logits: Tensor, row: int) -> int:
+        """The first new token of a row, from logits [V] of a prompt that is done."""
+        token = self.chooser.final(logits, row, [])
+        self._finish(row, [token], [self.steps])
+        self.rows.ask()
+        return token
 
     def _fresh(self, line: Line, count: int, newest: Tensor) -> Tensor:
         if self.settings.continuous_compute and len(newest):
@@ -141,15 +158,18 @@ class Diffusion:
         new = self.chooser.drafts(
             logits, [x.row for x in wave.lines], [len(t) for t in texts], texts
         ).tolist()
-        for line, tokens in zip(wave.lines, new, strict=True):
+        for line in wave.lines:
             line.spend(settings.inner_recurrence)
-            line.predict(tokens)
             self.spent.widths[line.row].append(len(line))
+        if self.prompt is not None:
+            logits = self._behind_prompt(logits, new)
+        for line, tokens in zip(wave.lines, new, strict=True):
+            line.predict(tokens)
         settled, broken = self._settled(logits)
         tips, dropped = [], []
         for b, line in enumerate(wave.lines):
             tips.append(new[b][len(line) - 1])
-            count = line.final(new[b], settled[b])
+            count = 0 if self.prompt is not None else line.final(new[b], settled[b])
             if settings.trace:
                 self.spent.trace[line.row].append(line.record(count))
             count = self._freeze(line, count, new[b], logits[b], broken[b])
@@ -161,26 +181,53 @@ class Diffusion:
         self.rows.ask()
         self._advance(tips, dropped)
 
+    def _behind_prompt(self, logits: Tensor, new: list[list[int]]) -> Tensor:
+        """Take the prompts' predictions off the left of `logits` [B, 1 + W, V] and `new`."""
+        done = not self.prompt.left
+        for line, tokens, scores in zip(self.wave.lines, new, logits[:, 0], strict=True):
+            first = tokens.pop(0)
+            line.begin(self._first(scores, line.row) if done else first)
+        if done:
+            self.prompt = None
+        return logits[:, 1:]
+
     def _pass(self, wave: Wave) -> Tensor:
-        """Embed, mix, recur, decode: logits [B, W, V]."""
+        """Embed, mix, recur, decode: logits [B, W, V], beside a prompt [B, 1 + W, V]."""
         settings, depth = self.settings, self.depth
         e = wave.embed(depth)
-        depth.at(wave.positions())
-        self.lag = torch.zeros_like(e[..., 0])
-        if settings.momentum:
-            old = torch.where(wave.known[..., None], wave.e_old, e)
-            mixed = wave.e_old = torch.lerp(e, old, settings.momentum)
-            self.lag, e = relative(mixed - e, e), mixed
-        z = wave.z
-        if settings.noise:
-            level = settings.noise * SCHEDULES[settings.noise_schedule](
-                wave.each("total").float(), self.steps
-            )
-            z = mix(z, wave.u, level.to(wave.device), settings.noise_mixing)
+        z, e = self._disturbed(wave.z, e)
+        where = wave.positions()
+        if self.prompt is not None:
+            wave.z, logits = self.prompt.beside(z, e, where, settings.inner_recurrence)
+            return logits
+        depth.at(where)
         for step in range(self.first_step, self.steps):
             z = depth.core(z, e, step)
         wave.z = z
         return depth.decode(z, keep=0)
+
+    def _disturbed(self, z: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+        """States with noise and embeddings with momentum, where the wave is not calm yet.
+
+        `stirred` [B, W] bool says where that makes a difference.
+        """
+        wave, settings = self.wave, self.settings
+        self.stirred = torch.zeros_like(e[..., 0], dtype=torch.bool)
+        if not settings.noise and not settings.momentum:
+            return z, e
+        restless = 1 - wave.each("calm").to(wave.device, torch.float32)
+        if settings.momentum:
+            weight = settings.momentum * restless * wave.known
+            mixed = wave.e_old = torch.lerp(e, wave.e_old, weight[..., None].to(e))
+            # What is left of another token's embedding, if it could move a state that is at rest.
+            self.stirred = relative(mixed - e, e) > settings.exit_threshold / 10
+            e = mixed
+        if settings.noise:
+            share = SCHEDULES[settings.noise_schedule](wave.each("total").float(), self.steps)
+            level = settings.noise * share.to(wave.device) * restless
+            z = mix(z, wave.u, level, settings.noise_mixing)
+            self.stirred = self.stirred | (level > 0)
+        return z, e
 
     def _settled(self, logits: Tensor) -> tuple[list[list[bool]], list[list[bool]]]:
         """[B, W] which positions have settled, and whose logits are NaN or infinite."""
@@ -189,7 +236,6 @@ class Diffusion:
             wave.z,
             wave.z1,
             wave.z2,
-            self.lag,
             wave.each("since"),
             wave.each("unchanged"),
             settings.exit_threshold,
@@ -198,9 +244,10 @@ class Diffusion:
         )
         broken = ~logits.amax(-1).isfinite()
         settled = RULES[settings.freeze](look).to(broken.device) | broken
-        settled, broken = torch.stack([settled, broken]).tolist()
+        settled, broken, stirred = torch.stack([settled, broken, self.stirred]).tolist()
         limit = self.steps
-        for line, flags in zip(wave.lines, settled, strict=True):
+        for line, flags, disturbed in zip(wave.lines, settled, stirred, strict=True):
+            line.calm_down(flags, disturbed)
             for i, since in enumerate(line.since):
                 flags[i] = flags[i] or since >= limit
         return settled, broken
@@ -296,6 +343,7 @@ def diffusion_forcing(
     cache_budget: Any = 1,
     max_steps: int | None = None,
     prefill: bool = True,
+    head_start: int = 256,
     verify: bool = False,
     verify_every: int = 32,
     compat: Compat = None,
@@ -329,6 +377,7 @@ def diffusion_forcing(
         cache_budget=cache_budget,
         max_steps=max_steps,
         prefill=prefill,
+        head_start=head_start,
         verify=verify,
         verify_every=verify_every,
         compat=compat,

@@ -18,7 +18,6 @@ class Look:
 
     - `z` [B, W, h] now, `z1` after the step before, `z2` one more before; a position's initial
       state stands in for what is before its time.
-    - `lag` [B, W] how far the injected embedding is from that of the token, which momentum delays.
     - `spent` [B, W] recurrences since its token, or one left of it, changed.
     - `unchanged` [B, W] steps in a row in which the token it predicts stayed the same.
     - `threshold` epsilon; `steps` r; `inner` r'.
@@ -27,7 +26,6 @@ class Look:
     z: Tensor
     z1: Tensor
     z2: Tensor
-    lag: Tensor
     spent: Tensor
     unchanged: Tensor
     threshold: float
@@ -37,23 +35,18 @@ class Look:
 
 def latent_diff(look: Look) -> Tensor:
     """||z - z1|| / ||z|| < epsilon (arXiv 2510.14961, section 3)."""
-    return _below(relative(look.z - look.z1, look.z), look)
+    return relative(look.z - look.z1, look.z) < look.threshold
 
 
 def latent_acceleration_1(look: Look) -> Tensor:
     """||(z - z1) - (z1 - z2)|| / ||z|| < epsilon."""
-    return _below(relative((look.z - look.z1) - (look.z1 - look.z2), look.z), look)
+    return relative((look.z - look.z1) - (look.z1 - look.z2), look.z) < look.threshold
 
 
 def latent_acceleration_2(look: Look) -> Tensor:
     """The same over ||z|| + 1e-6."""
     change = (look.z - look.z1) - (look.z1 - look.z2)
-    return _below(relative(change, look.z, 1e-6), look)
-
-
-def _below(change: Tensor, look: Look) -> Tensor:
-    # A state that rests on what is left of another token's embedding is not at rest.
-    return (change < look.threshold) & (look.lag < look.threshold)
+    return relative(change, look.z, 1e-6) < look.threshold
 
 
 def token_stability(look: Look) -> Tensor:

@@ -21,9 +21,11 @@ class Line:
     """One row's part of the wave. Lists have an entry per position.
 
     - `row`: which row of the request; `first`: position of the first entry in that row.
-    - `tokens`: what stands at each position; the first is final, the others are drafts.
+    - `tokens`: what stands at each position; the first is final once the prompt is done, the
+      others are drafts.
     - `since`: recurrences since this token, or one left of it, changed; `total`: all of them.
     - `guess`, `unchanged`: the token predicted last, and for how many steps it has been the same.
+    - `calm`: 1 where a position has come to rest under noise and momentum, which then end.
     - `fresh`: it has just been begun again.
     - `embedded`: how many of the first positions have the embedding of their token.
     """
@@ -35,6 +37,7 @@ class Line:
     total: list[int] = field(default_factory=list)
     guess: list[int] = field(default_factory=list)
     unchanged: list[int] = field(default_factory=list)
+    calm: list[int] = field(default_factory=list)
     fresh: bool = False
     embedded: int = 0
 
@@ -57,6 +60,7 @@ class Line:
             (self.total, 0),
             (self.guess, -1),
             (self.unchanged, 0),
+            (self.calm, 0),
         ):
             counts += [start] * (len(self.tokens) - len(counts))
 
@@ -77,19 +81,35 @@ class Line:
                 return i
         return len(self)
 
+    def calm_down(self, settled: list[bool], stirred: Sequence[bool]) -> None:
+        """What has settled under noise or momentum loses it, and has yet to settle without."""
+        for i in range(len(self)):
+            if settled[i] and stirred[i]:
+                settled[i], self.calm[i] = False, 1
+
+    def begin(self, token: int) -> None:
+        """What the prompt predicts now stands first."""
+        if token != self.tokens[0]:
+            self.tokens[0] = token
+            self._changed(0)
+
     def redraft(self, new: Sequence[int]) -> None:
         """Replace the drafts by what is predicted for their positions."""
         changed = [i for i in range(1, len(self)) if self.tokens[i] != new[i - 1]]
         if changed:
             self.tokens[1:] = new[: len(self) - 1]
-            self.since[changed[0] :] = [0] * (len(self) - changed[0])
-            self.embedded = min(self.embedded, changed[0])
+            self._changed(changed[0])
+
+    def _changed(self, first: int) -> None:
+        """The text of the positions from this one on is another."""
+        self.since[first:] = self.calm[first:] = [0] * (len(self) - first)
+        self.embedded = min(self.embedded, first)
 
     def drop(self, count: int) -> None:
         """The first positions are done."""
         self.first += count
         self.embedded = max(0, self.embedded - count)
-        for entries in (self.tokens, self.since, self.total, self.guess, self.unchanged):
+        for entries in (self.tokens, self.since, self.total, self.guess, self.unchanged, self.calm):
             del entries[:count]
 
     def restart(self, first: int, token: int) -> None:

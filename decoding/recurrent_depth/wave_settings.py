@@ -29,6 +29,8 @@ class WaveSettings:
     - `cache_budget`: recurrences whose keys and values are kept; None keeps all.
     - `max_steps`: steps at most, None = as many as it takes.
     - `prefill`: run the prompt first; False puts it into the wave (`compat` only).
+    - `head_start`: beside prompts of at most so many tokens the wave begins while they are still at
+      work; 0 = never.
     - `verify`, `verify_every`: check drafts against plain autoregression, so many at a time.
     - `compat`: "reference" does what the released code does.
     - `trace`: keep what every step did.
@@ -51,6 +53,7 @@ class WaveSettings:
     cache_budget: Any = 1
     max_steps: int | None = None
     prefill: bool = True
+    head_start: int = 256
     verify: bool = False
     verify_every: int = 32
     compat: Compat = None
@@ -62,6 +65,7 @@ class WaveSettings:
         if self.num_steps is not None:
             _at_least("num_steps", self.num_steps, 1)
         _at_least("max_wavefront", self.max_wavefront, 0)
+        _at_least("head_start", self.head_start, 0)
         if 0 < self.max_wavefront < self.headway:
             raise UsageError(
                 f"max_wavefront={self.max_wavefront} cannot hold headway={self.headway} new "

@@ -42,7 +42,9 @@ def run(arguments: list[str], *, prog: str) -> None:
     names = first.add_subparsers(dest="bench", required=True, metavar="NAME")
     for name, bench in BENCHES.items():
         names.add_parser(name, help=bench.about, add_help=False)
-    names.add_parser(EVERY, help="all of them, one JSON file each", add_help=False)
+    names.add_parser(
+        EVERY, help="all that need no trained model, one JSON file each", add_help=False
+    )
     known, rest = first.parse_known_args(arguments)
     if known.bench == EVERY:
         from . import everything

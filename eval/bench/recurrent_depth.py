@@ -1,6 +1,7 @@
 """Samplers of looped models against plain autoregression, in one run.
 
-- tokens/s count from the first new token on: the prompt costs all samplers the same r recurrences.
+- Time is that beyond the prompt alone, r recurrences, as autoregression takes it in the same round.
+  (Diffusion forcing begins beside the prompt; what that costs is its own.)
 - Greedy, zero initial states, one kept recurrence, as the paper (arXiv 2510.14961) has it.
 - With random weights every token is given (see `looped_shapes`) and is final after a number of
   recurrences that is given too: speed is measured and text is not.
@@ -50,9 +51,12 @@ class Way:
 
 @dataclass(frozen=True)
 class _Taken:
+    """Seconds by both clocks, of all and until the prelude is called a second time."""
+
     wall: float
     cpu: float
     prompt_wall: float
+    prompt_cpu: float
     ids: Tensor
     run: Run
     watched: Watched
@@ -82,11 +86,12 @@ def run(
       `thresholds`.
 
     A record: `sampler`, `told` (its settings), `batch`, `tokens`, `core_passes`, `core_tokens`,
-    `seconds`, `cpu_seconds` of all tokens but the first, `prompt_seconds`, `ratio`, `cpu_ratio`
+    `seconds`, `cpu_seconds` beyond the prompt alone, `prompt_seconds`, `ratio`, `cpu_ratio`
     (autoregression's time over its own, in the same rounds), `equal` (share of tokens equal to
     autoregression's), `of_text` (share equal to the file's), `loss` (nats per token of what it
     wrote, under the model at r recurrences), `mean_wavefront`, `cache_bytes`, `peak_bytes`; with
-    `over_bare`, `cpu_over_bare`: the sampler's time over that of the same layers in a plain loop.
+    `over_bare`, `cpu_over_bare`: the sampler's time over that of the same layers in a plain loop,
+    from the second call of the prelude on.
     Seconds are medians over `rounds` in which all take turns.
 
     Raises `UsageError` for fewer than 2 tokens: the first one is not timed.
@@ -179,11 +184,7 @@ def _compare(
                 "tokens": tokens,
                 "core_passes": sum(each.run.spent.core_passes for each in last),
                 "core_tokens": sum(each.run.spent.core_tokens for each in last),
-                "seconds": _median(some, "wall"),
-                "cpu_seconds": _median(some, "cpu"),
-                "prompt_seconds": _median(some, "prompt_wall"),
-                "ratio": _median(taken[0], "wall") / _median(some, "wall"),
-                "cpu_ratio": _median(taken[0], "cpu") / _median(some, "cpu"),
+                **_times(some, taken[0]),
                 "mean_wavefront": _mean_width(last),
                 "cache_bytes": max(each.watched.cache.nbytes for each in last),
                 "peak_bytes": max((each.peak_bytes or 0) for each in last) or None,
@@ -195,7 +196,7 @@ def _compare(
             if layers and None not in layers:
                 for name, clock in (("over_bare", "wall"), ("cpu_over_bare", "cpu")):
                     record[name] = statistics.median(
-                        sum(getattr(each, clock) for each in together) / times[clock]
+                        sum(_after(each, each, clock) for each in together) / times[clock]
                         for together, times in zip(some, layers, strict=True)
                     )
             yield record
@@ -205,14 +206,14 @@ def _once(model: Any, way: Way, request: Request) -> _Taken:
     watched = Watched(model)
     peak.reset()
     wait()
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     found = way.run(watched, request)
     wait()
-    ended, cpu = time.perf_counter(), time.process_time()
     return _Taken(
-        ended - watched.prompt_wall,
-        cpu - watched.prompt_cpu,
+        time.perf_counter() - began,
+        time.process_time() - cpu,
         watched.prompt_wall - began,
+        watched.prompt_cpu - cpu,
         found.ids,
         found,
         watched,
@@ -232,8 +233,30 @@ def _bare_seconds(model: Any, taken: Sequence[_Taken]) -> dict[str, float] | Non
     return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
 
 
-def _median(taken: Sequence[Sequence[_Taken]], clock: str) -> float:
-    return statistics.median(sum(getattr(each, clock) for each in some) for some in taken)
+def _times(
+    taken: Sequence[Sequence[_Taken]], plain: Sequence[Sequence[_Taken]]
+) -> dict[str, float]:
+    """Medians over rounds [round][prompt], beyond what the prompts take `plain`ly in each."""
+
+    def median(some: Sequence[Sequence[_Taken]], clock: str) -> float:
+        return statistics.median(
+            sum(_after(each, own, clock) for each, own in zip(together, alone, strict=True))
+            for together, alone in zip(some, plain, strict=True)
+        )
+
+    seconds, cpu = median(taken, "wall"), median(taken, "cpu")
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "prompt_seconds": statistics.median(sum(x.prompt_wall for x in some) for some in plain),
+        "ratio": median(plain, "wall") / seconds,
+        "cpu_ratio": median(plain, "cpu") / cpu,
+    }
+
+
+def _after(taken: _Taken, prompt: _Taken, clock: str) -> float:
+    """Seconds of all but what the prompt took there."""
+    return getattr(taken, clock) - getattr(prompt, f"prompt_{clock}")
 
 
 def _mean_width(taken: Sequence[_Taken]) -> float | None:

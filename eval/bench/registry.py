@@ -17,11 +17,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Bench:
-    """`module` and `draws`: below `linearize.eval.bench`; `draws` "" where nothing is drawn."""
+    """`module` and `draws`: below `linearize.eval.bench`; `draws` "" where nothing is drawn.
+
+    `trained`: it needs a trained model, so it is not among `all`, which takes random weights.
+    """
 
     module: str
     about: str
     draws: str = "drawing"
+    trained: bool = False
 
 
 EVERY = "all"
@@ -36,6 +40,12 @@ BENCHES = {
     "train": Bench("train", "time and memory of a LoRA step, converted beside base"),
     "recurrent-depth": Bench(
         "depth_command", "samplers of looped models beside plain autoregression", "front"
+    ),
+    "passes": Bench(
+        "wave_passes",
+        "core passes of diffusion forcing beside the released sampler's",
+        "",
+        trained=True,
     ),
     "samplers": Bench("samplers", "remedies against repetition beside greedy decoding", ""),
     "eval": Bench("scoring", "5-shot log-likelihoods with and without shared beginnings"),

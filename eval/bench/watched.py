@@ -32,8 +32,8 @@ class Call:
 class Watched:
     """Passes everything on.
 
-    - `prompt_wall`, `prompt_cpu`: clocks when the prompt was done, which is when tokens are given
-      to the prelude for the second time; 0 before.
+    - `prompt_wall`, `prompt_cpu`: clocks when tokens are given to the prelude for the second time,
+      which is when the prompt is done, or when a wave begins beside it; 0 before.
     - `calls`: of everything after that. `cache`: the one in use.
     """
 

@@ -19,6 +19,7 @@ import linearize
 from linearize.decoding import generate
 from linearize.decoding.layer_paths import layer_count, layer_path, parse, written
 from linearize.errors import InputError, UsageError
+from linearize.recurrent_depth.spec import LoopSpec
 
 LAYERS = 4
 VOCABULARY = 97
@@ -242,6 +243,9 @@ def test_models_that_cannot_be_rearranged_say_why(llama, monkeypatch):
     small = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 2}
     encoder = T5ForConditionalGeneration(T5Config(vocab_size=32, **small))
     with pytest.raises(InputError, match="encoder"), layer_path(encoder, [0]):
+        pass
+    looped = linearize.retrofit(built("llama"), LoopSpec(prelude=1, core=2, coda=1))
+    with pytest.raises(InputError, match="num_steps"), layer_path(looped, [0]):
         pass
     layer = llama.model.layers[1]
     monkeypatch.setattr(layer, "forward", layer.forward)  # what device_map does

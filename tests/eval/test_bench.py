@@ -115,7 +115,9 @@ def test_every_bench_runs_at_any_shape_and_writes_its_numbers(tmp_path):
     """What `make bench-gpu` does, small and on the CPU."""
     everything = ["all", "--shape", "tiny", "--device", "cpu", "--dtype", "float32"]
     assert bench.main([*everything, "--out", str(tmp_path)]) == 0
-    files = {name: tmp_path / f"{name}-tiny-cpu.json" for name in BENCHES}
+    files = {
+        name: tmp_path / f"{name}-tiny-cpu.json" for name in BENCHES if not BENCHES[name].trained
+    }
     assert set(tmp_path.iterdir()) == set(files.values())
     found = {name: json.loads(file.read_text()) for name, file in files.items()}
     for name, written in found.items():

@@ -14,45 +14,39 @@ from hypothesis import strategies as st
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from linearize.decoding.recurrent_depth.autoregressive import autoregressive
-from linearize.decoding.recurrent_depth.diffusion_forcing import diffuse
+from linearize.decoding.recurrent_depth.diffusion_forcing import Diffusion, diffuse
 from linearize.decoding.recurrent_depth.freezing import RULES
 from linearize.decoding.recurrent_depth.noise import MIXINGS, SCHEDULES
 from linearize.decoding.recurrent_depth.request import Request, Run
 from linearize.decoding.recurrent_depth.wave_settings import WaveSettings
 from linearize.errors import CheckError, UsageError
+from linearize.eval.bench.wave_passes import SETTINGS
 from linearize.recurrent_depth.interface import LoopFacts
 
 PROMPTS = ["c3:02,05,08,11,", "r:abcdabcdab", "s:ann sees ", "c5:10,15,20,25\nr:hhgh"]
-# Settings of recorded runs, under our names: what the released code needed is in the recording.
+# Recorded runs and their settings: what the released code needed is in the recording.
 RECORDED = {
-    "paper_r4": {},
-    "paper_r4_p1": {},
-    "paper_r4_p2": {},
-    "paper_r4_p3": {},
-    "r8": {"inner_recurrence": 8},
-    "r2_noise05_random": {
-        "inner_recurrence": 2, "noise": 0.5, "noise_schedule": "dampened", "init_scale": 1.0,
-    },
-    "r2_sqrt_mixer": {
-        "inner_recurrence": 2, "noise": 0.3, "noise_schedule": "dampened", "init_scale": 1.0,
-        "noise_mixing": "sqrt",
-    },
-    "r1_noise02_constant": {
-        "inner_recurrence": 1, "noise": 0.2, "noise_schedule": "constant", "init_scale": 1.0,
-    },
-    "ema0_exit01": {"inner_recurrence": 2, "momentum": 0.0, "exit_threshold": 0.1},
-    "ema05": {"inner_recurrence": 2, "momentum": 0.5},
-    "strict_exit": {"inner_recurrence": 2, "exit_threshold": 0.002},
-    "wave4": {"inner_recurrence": 1, "max_wavefront": 4, "exit_threshold": 0.01},
-    "headway2": {"headway": 2, "init_scale": 1.0},
-    "fixed_r4": {"num_steps": 16, "freeze": "fixed"},
-    "token_stability": {"num_steps": 16, "freeze": "token-stability"},
-    "accel1": {"inner_recurrence": 2, "freeze": "latent-acceleration-1"},
-    "accel2": {"inner_recurrence": 2, "freeze": "latent-acceleration-2"},
-    "continuous": {"inner_recurrence": 2, "continuous_compute": True},
-    "cache_full": {"cache_budget": None},
-    "cache_s16": {"cache_budget": 4},
-}  # fmt: skip
+    "paper_r4": "r' = 4",
+    "paper_r4_p1": "r' = 4",
+    "paper_r4_p2": "r' = 4",
+    "paper_r4_p3": "r' = 4",
+    "r8": "r' = 8",
+    "r2_noise05_random": "r' = 2, noise 0.5, dampened",
+    "r2_sqrt_mixer": "r' = 2, noise 0.3, sqrt mixing",
+    "r1_noise02_constant": "r' = 1, noise 0.2, constant",
+    "ema0_exit01": "r' = 2, momentum 0, threshold 0.1",
+    "ema05": "r' = 2, momentum 0.5",
+    "strict_exit": "r' = 2, threshold 0.002",
+    "wave4": "r' = 1, threshold 0.01, wavefront 4",
+    "headway2": "r' = 4, headway 2, random states",
+    "fixed_r4": "r' = 4, fixed, r = 16",
+    "token_stability": "r' = 4, token-stability, r = 16",
+    "accel1": "r' = 2, latent-acceleration-1",
+    "accel2": "r' = 2, latent-acceleration-2",
+    "continuous": "r' = 2, continuous compute",
+    "cache_full": "r' = 4, all recurrences kept",
+    "cache_s16": "r' = 4, 4 recurrences kept",
+}
 
 
 def ids(text: str) -> list[int]:
@@ -81,6 +75,7 @@ def new_tokens(run: Run, request: Request) -> list[list[int]]:
 def test_the_text_of_autoregression_in_fewer_passes(looped: Any, case: str) -> None:
     model = looped.model("trained_242")
     recorded, _ = looped.diffusion(f"trained_242/{case}")
+    told = SETTINGS[RECORDED[case]]
     folder = looped.folder / "trained_242"
     texts = {
         run["prompt"]: run["tokens"]
@@ -88,9 +83,53 @@ def test_the_text_of_autoregression_in_fewer_passes(looped: Any, case: str) -> N
         if run["num_steps"] == 32
     }
     prompt = recorded["prompt_ids"]
-    run = diffuse(model, request([prompt], 40), WaveSettings(**{"num_steps": 32, **RECORDED[case]}))
+    run = diffuse(model, request([prompt], 40), WaveSettings(**{"num_steps": 32, **told}))
     assert run.ids[0].tolist() == texts[recorded["prompt"]][: len(prompt) + 40]
     assert run.spent.core_passes < recorded["real_core_calls"]
+
+
+def test_texts_under_noise_that_never_fades_are_those_of_autoregression(looped: Any) -> None:
+    """Tokens are taken from states that are at rest without it, whatever it is."""
+    model, told = looped.model("trained_242"), SETTINGS["r' = 1, noise 0.2, constant"]
+    asked = request([ids(PROMPTS[0])] * 6, 24)
+    run = diffuse(model, asked, WaveSettings(num_steps=16, **told), seeds=range(6))
+    want = autoregressive(model, asked, num_steps=16, cache_budget=1)
+    assert run.ids.tolist() == want.ids.tolist()
+
+
+@pytest.mark.parametrize("budget", [1, 4, None])
+@torch.no_grad()
+def test_a_prompt_computes_beside_a_wave_what_it_computes_alone(looped: Any, budget: Any) -> None:
+    model, asked = looped.model("random_242"), request([ids(PROMPTS[0]), ids(PROMPTS[2])], 12)
+    how = WaveSettings(num_steps=10, inner_recurrence=3, cache_budget=budget)
+    wave = Diffusion(model, asked, how, [0, 0])
+    wave._begin()
+    prompt, steps = wave.prompt, 0
+    while wave.prompt is not None:
+        wave._step()
+        steps += 1
+    assert steps == 3, "9 of the 10 recurrences are beside the wave"
+
+    alone = Diffusion(model, asked, replace(how, head_start=0), [0, 0])
+    alone._begin()
+    assert [row[:1] for row in wave.rows.tokens] == alone.rows.tokens
+    for number, slots in alone.depth.cache.slots.items():
+        for slot, other in zip(slots, wave.depth.cache.slots[number], strict=True):
+            for row, length in enumerate(alone.lengths):
+                torch.testing.assert_close(slot[row, :length], other[row, :length])
+    assert not prompt.left
+    assert wave.depth.spent.core_passes == alone.depth.spent.core_passes == 10
+
+
+def test_a_head_start_saves_passes_and_keeps_the_text(looped: Any) -> None:
+    model, asked = looped.model("trained_242"), request([ids(p) for p in PROMPTS], 20)
+    run = diffuse(model, asked, WaveSettings(num_steps=32))
+    for limit in (0, 15):  # never, and not beside the longest prompt
+        late = diffuse(model, asked, WaveSettings(num_steps=32, head_start=limit))
+        assert late.ids.tolist() == run.ids.tolist()
+        assert late.spent.core_passes - run.spent.core_passes >= 24
+    short = diffuse(model, asked, WaveSettings(num_steps=32, max_steps=1))
+    assert len(short.ids[0]) > len(asked.input_ids[0]), "steps beside the prompt do not count"
 
 
 def test_a_wavefront_of_one_is_adaptive_autoregression(looped: Any) -> None:
@@ -291,6 +330,7 @@ def test_any_setting_ends_with_the_right_length(
         ({"num_steps": 0}, "num_steps=0"),
         ({"num_steps": 5000}, "1 to 4096"),
         ({"headway": 3, "max_wavefront": 2}, "max_wavefront=2 cannot hold headway=3"),
+        ({"head_start": -1}, "head_start=-1"),
         ({"max_wavefront": -1}, "max_wavefront=-1"),
         ({"exit_threshold": -0.1}, "exit_threshold=-0.1"),
         ({"exit_threshold": float("nan")}, "exit_threshold=nan"),

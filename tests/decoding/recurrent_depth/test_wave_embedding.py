@@ -16,7 +16,7 @@ def run(model: Any, again: bool, **settings: Any) -> tuple[Any, int]:
     """The run, and how many tokens its prelude worked on after the prompts."""
     ids = torch.tensor([list(b"r:abcdabcdab"), list(b"s:ann sees a")])
     wave = Diffusion(model, Request(ids, 24), WaveSettings(num_steps=16, **settings), [0, 0])
-    wave._prefill()
+    wave._begin()
     embed, worked = wave.depth.embed, []
 
     def counted(new: torch.Tensor) -> torch.Tensor:
