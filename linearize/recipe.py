@@ -18,7 +18,7 @@ from .errors import UsageError, suggest
 from .liger.spec import LigerSpec
 from .recipe_files import names as names
 from .recipe_files import read
-from .recurrent_depth.spec import LoopSpec
+from .recurrent_depth.spec import MAX_RECURRENCES, LoopSpec
 
 _AUTO = "auto:"  # before the number of layers that are chosen by measuring
 
@@ -156,7 +156,9 @@ class RepetitionSettings(_Strict):
 class RecurrenceSettings(_Strict):
     """How often the core of a looped model is applied in training; see training/recurrence.py."""
 
-    mean: int = Field(8, ge=1)  # recurrences, drawn anew for each optimizer step
+    mean: int = Field(
+        8, ge=1, le=MAX_RECURRENCES
+    )  # recurrences, drawn anew for each optimizer step
     backprop: int = Field(8, ge=1)  # the last so many carry gradient
     ramp: float = Field(0.25, ge=0, le=1)  # share of the steps in which the mean rises from 1
     shape: Literal["linear", "1-sqrt"] = "linear"  # of that rise; 1-sqrt stays low for longer
@@ -260,7 +262,9 @@ class LoopLora(FinetuneLora):
 class LoopMeasure(_Strict):
     """Held-out loss of the trained model, by number of recurrences."""
 
-    recurrences: list[Annotated[int, Field(ge=1, le=4096)]] = Field([1, 2, 4, 8, 16], min_length=1)
+    recurrences: list[Annotated[int, Field(ge=1, le=MAX_RECURRENCES)]] = Field(
+        [1, 2, 4, 8, 16], min_length=1
+    )
 
 
 class LoopRecipe(_Job):

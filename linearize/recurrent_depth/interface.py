@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-
-MAX_RECURRENCES = 4096
+from .spec import MAX_RECURRENCES as MAX_RECURRENCES
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from typing import Any
 
 from ..errors import UsageError, suggest
 
+MAX_RECURRENCES = 4096
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSpec:
@@ -34,6 +36,10 @@ class LoopSpec:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 why = ": without a core there is nothing to loop" if name == "core" else ""
                 raise UsageError(f"{name}={value!r} must be at least {int(least)}{why}")
+        if self.recurrences > MAX_RECURRENCES:
+            raise UsageError(
+                f"recurrences={self.recurrences} is more than the {MAX_RECURRENCES} that models run"
+            )
 
     @property
     def layers(self) -> int:

@@ -194,6 +194,7 @@ MISTAKES = {
     "no core": ({"core": 0}, UsageError, "core=0 must be at least 1"),
     "no number": ({"coda": "1"}, UsageError, "coda='1'"),
     "recurrences": ({"recurrences": 0}, UsageError, "recurrences=0"),
+    "too many": ({"recurrences": 5000}, UsageError, "recurrences=5000 is more than the 4096"),
 }
 
 
