@@ -19,6 +19,7 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from linearize.errors import InputError, UsageError
+from linearize.greedy import GREEDY
 
 from . import remedies as remedy
 from . import sampling
@@ -27,17 +28,6 @@ from .encode import Truncate, encode
 from .finite import Finite
 from .repetition.rows import Penalty
 from .text import Continuation, StopStrings, Watch
-
-# Spelt out, because what is left out is filled in from the model's own defaults.
-_NEUTRAL = {
-    "do_sample": False,
-    "num_beams": 1,
-    "temperature": 1.0,
-    "top_k": 50,  # transformers' neutral value when nothing is drawn
-    "top_p": 1.0,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-}
 
 
 @dataclass(frozen=True)
@@ -232,7 +222,7 @@ class _Run:
                 own = replace(penalty, row=row, position=penalty.position - length)
                 self.on_penalty(jobs[job][0], own)
 
-        arguments = {**_NEUTRAL, **self.sampler.arguments([seed for *_, seed in jobs])}
+        arguments = {**GREEDY, **self.sampler.arguments([seed for *_, seed in jobs])}
         loop = arguments.get("custom_generate")
         processors = LogitsProcessorList([Finite(found)])
         if self.remedies:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {"linearize": 0, "decoding": 1, "eval": 2, "cli": 3}
 # Inside linearize/: a room may import itself and what stands before it.
 ROOMS = [
-    {"allocator", "errors", "ops", "stub", "_version"},
+    {"allocator", "errors", "greedy", "ops", "stub", "_version"},
     {"liger", "recurrent_depth"},
     {"recipe", "recipe_files"},
     {"training", "device", "output"},
@@ -24,7 +24,7 @@ ROOMS = [
 ]
 SIGHT_OF_RECIPE = {"errors", "liger.spec", "recipe_files", "recurrent_depth.spec"}
 # `decoding` works with any model: of linearize it may use these.
-SIGHT_OF_DECODING = {"errors", "liger.state", "recurrent_depth.interface", "decoding"}
+SIGHT_OF_DECODING = {"errors", "greedy", "liger.state", "recurrent_depth.interface", "decoding"}
 
 
 def modules() -> Iterator[tuple[str, str, Path]]:

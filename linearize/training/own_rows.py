@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError, UsageError
+from ..greedy import GREEDY
 from ..recipe import AnyRecipe, DataSettings, RepetitionSettings
 from . import processes
 from .evaluate import evaluating
@@ -29,16 +30,6 @@ from .packing import bos_of
 _BATCH = 256  # documents tokenised in one call
 _TOKENS = 2**15  # of rows that are written together: bounds the cache
 _SCORED = 8  # rows whose logits are there at once
-# Spelt out, because what is left out is filled in from the model's own defaults.
-_GREEDY = {
-    "do_sample": False,
-    "num_beams": 1,
-    "temperature": 1.0,
-    "top_k": 50,  # transformers' neutral value when nothing is drawn
-    "top_p": 1.0,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-}
 
 
 class OwnRows:
@@ -165,7 +156,7 @@ class OwnRows:
             max_new_tokens=self.seq_len + 1 - starts.shape[1],
             eos_token_id=list(self.ends) or None,
             pad_token_id=pad,
-            **_GREEDY,
+            **GREEDY,
         )
         return F.pad(rows, (0, self.seq_len + 1 - rows.shape[1]), value=pad).cpu()
 
