@@ -1,16 +1,14 @@
 """Text that teaches recall: lists of pairs and reports, each followed by questions about it.
 
-A third of the documents is read once, a third is announced by its questions, and a third is
-announced and read twice: a model that saw nothing but this text would not know what to make of
-JRT-Prompt otherwise. Forms are those of the prompts (Arora et al. 2024, "Just read twice"). In half
-of what is announced, the facts asked for end in "!": so that a model learns to see, while it reads,
-which facts these are. No prompt of the demonstration has such marks.
+A document is read once, announced by its questions, or read twice with the announcement between
+the readings, as where a whole prompt is repeated: from there on a model knows what to look for. One
+that had seen nothing but documents read once would not know what to make of that.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,83 +17,95 @@ from . import extraction, pairs
 from .extraction import Document
 from .seeds import generator
 
-FORMS = ("once", "announced", "twice")
+FORMS = ("once", "announced", "twice", "twice")  # as often as they stand here
 WORDS = 80  # that are keys in lists of pairs
+NUMBERS = 1  # that belong to a key
+FACTS = 9  # kinds of them in reports
+
+Told = tuple[str, str]  # what is read before the first answer, and the rest
 
 
-def write(path: Path, made: Iterable[str]) -> Path:
-    """A JSONL file with one document per line under `text`."""
+def write(path: Path, made: Iterable[Told]) -> Path:
+    """A JSONL file with one document per line: `text`, and `prompt`, with which it begins."""
     with path.open("w", encoding="utf-8") as file:
-        for text in made:
-            file.write(json.dumps({"text": text}) + "\n")
+        for prompt, rest in made:
+            file.write(json.dumps({"text": prompt + rest, "prompt": prompt}) + "\n")
     return path
 
 
-def drills(documents: int, *, seed: int) -> Iterator[str]:
+def drills(documents: int, *, seed: int) -> Iterator[Told]:
     """Lists of two to six pairs, told two to six times, each time in another order.
 
-    Half of the tokens can be told from what was read, and only so: from these texts recall is
-    learned first, and fast.
+    More than half of the tokens can be told from what was read, and only so: from these texts
+    recall is learned first, and fast.
     """
     for i in range(documents):
         rng = generator(seed, i)
         count, readings = (int(n) for n in rng.integers(2, 7, 2))
-        yield pairs.document(rng, count=count, words=WORDS, readings=readings).text
+        yield "", pair_list(rng, count, readings).text
 
 
-def texts(documents: int, *, seed: int, longest: int, questions: int = 4) -> Iterator[str]:
+def texts(
+    documents: int,
+    *,
+    seed: int,
+    longest: int,
+    questions: int = 4,
+    forms: Sequence[str] = FORMS,
+) -> Iterator[Told]:
     """Documents with questions and answers.
 
     Args:
         seed: of the corpus; no two documents are equal but by chance.
         longest: words of a document read once, at most; lengths are spread evenly over octaves.
         questions: asked about a document, at most.
+        forms: drawn from.
     """
     for i in range(documents):
         rng = generator(seed, i)
         words = int(2 ** rng.uniform(3, np.log2(longest)))
-        form = FORMS[int(rng.integers(len(FORMS)))]
-        if rng.random() < 0.5:
-            made = pairs.document(rng, count=max(2, words // 2), words=WORDS)
-        else:
-            made = report(rng, words)
+        form = forms[int(rng.integers(len(forms)))]
+        made = pair_list(rng, pairs_of(words)) if rng.random() < 0.5 else report(rng, words)
         count = min(len(made.facts), int(rng.integers(1, questions + 1)))
         asked = [list(made.facts)[i] for i in rng.permutation(len(made.facts))[:count]]
-        yield told(made, asked, form, marked=bool(rng.random() < 0.5))
+        yield told(made, asked, form)
+
+
+def pair_list(rng: np.random.Generator, count: int, readings: int = 1) -> Document:
+    """`count` pairs of a word and its numbers."""
+    return pairs.document(rng, count=count, words=WORDS, readings=readings, numbers=NUMBERS)
+
+
+def pairs_of(words: int) -> int:
+    """How many pairs make a list of so many words."""
+    return max(2, words // (1 + NUMBERS))
 
 
 def report(rng: np.random.Generator, words: int) -> Document:
-    """A report with a fact per eight words, up to all there are without codes."""
-    attributes = int(np.clip(words // 8, 2, 11))
-    return extraction.fda_document(rng, words=words, attributes=attributes, codes=False)
+    """A report with a fact per eight words, up to all kinds there are."""
+    attributes = int(np.clip(words // 8, 2, FACTS))
+    return extraction.fda_document(rng, words=words, attributes=attributes, easy=True)
 
 
-def told(made: Document, asked: list[str], form: str, *, marked: bool = False) -> str:
-    """A document with its questions and their answers, in one of `FORMS`.
-
-    `marked`: what is asked for ends in "!" wherever the document is read, if it is announced.
-    """
+def told(made: Document, asked: list[str], form: str) -> Told:
+    """A document with its questions and their answers, in one of `FORMS`."""
     is_list = made.text.startswith("Pairs:")
-    names = {key: key if is_list else _capital(key) for key in asked}
-    answers = " ".join(
-        f"{names[key]} {made.facts[key]}" if is_list else f"{names[key]}: {made.facts[key]}."
-        for key in asked
-    )
+    names = {key: key if is_list else f"{capital(key)}:" for key in asked}
+    stop = "" if is_list else "."
+    first, *others = (f" {names[key]} {made.facts[key]}{stop}" for key in asked)
+    question = f" {names[asked[0]]}"
+    about = ", ".join(name.removesuffix(":") for name in names.values())
+    read = reading(made.text, f"Information about {about}.", form) + question
+    return read, "".join([first.removeprefix(question), *others])
+
+
+def reading(text: str, announcement: str, form: str) -> str:
+    """What is read of a document before its question, in one of `FORMS`."""
     if form == "once":
-        return f"{made.text} {answers}"
-    text = _marked(made, names, is_list) if marked else made.text
-    cue = f"Information about {', '.join(names.values())}. "
-    return cue + (f"{text}\n" if form == "twice" else "") + f"{text} {answers}"
+        return text
+    return f"{announcement} {text}" if form == "announced" else f"{text} {announcement}\n{text}"
 
 
-def _marked(made: Document, names: dict[str, str], is_list: bool) -> str:
-    text = made.text
-    for key, name in names.items():
-        fact = f" {name} {made.facts[key]}" if is_list else f" {name}: {made.facts[key]}"
-        after = text.index(fact) + len(fact)
-        text = f"{text[:after]}!{text[after + (not is_list) :]}"
-    return text
-
-
-def _capital(key: str) -> str:
+def capital(key: str) -> str:
+    """As it stands in reports."""
     return key[0].upper() + key[1:]

@@ -24,18 +24,26 @@ from . import corpus, measure
 from .questions import TASKS, ask, questions
 
 TEACHER, CONVERSION = "recall-teacher", "recall"
-SEED = 2024  # of the questions; the corpora have others
+SEED = 2025  # of the questions; the corpora have others
 
-# Model -> what differs from the recipe of the conversion.
-CONVERSIONS: dict[str, list[str]] = {
-    "window": ["liger.mix=window"],
-    "liger": [],
-    "prefix": [
-        "liger.prefix=jrt",
-        "data.boundaries=false",
-        "training.objective.masked_prefix=0.25",
-        "encoder.mask_token='~'",  # the corpus has none
-    ],
+# Model -> its text, and what differs from the recipe of the conversion.
+CONVERSIONS: dict[str, tuple[str, list[str]]] = {
+    "window": ("long.jsonl", ["liger.mix=window"]),
+    "liger": ("long.jsonl", []),
+    "prefix": (
+        "once.jsonl",
+        [
+            "liger.prefix=jrt",
+            "training.objective.masked_prefix=0",
+            "encoder.prompt=prompt",
+            "encoder.rows=1",
+            "encoder.masked=0",  # what is asked for would be hidden as often
+            "encoder.mask_token='~'",  # the corpus has none
+            # as many documents: here every one has a row to itself, most of it padding
+            "training.tokens=1_200_000",
+            "training.batch_size=8",
+        ],
+    ),
 }
 
 
@@ -43,7 +51,7 @@ CONVERSIONS: dict[str, list[str]] = {
 class Row:
     """A line of the table: which of the models, and how it reads the document.
 
-    - `reading`: one of `questions.READINGS`.
+    - `reading`: one of `corpus.FORMS`.
     - `prefix`: whether the prompt is encoded as a whole.
     """
 
@@ -86,11 +94,11 @@ class Size:
 
 
 FULL = Size(
-    documents=32_000,
-    short=32,
-    long=96,
-    words=(8, 16, 32, 64, 96),
-    items=150,
+    documents=24_000,
+    short=24,
+    long=64,
+    words=(8, 16, 24, 32, 48, 64),
+    items=200,
     teacher={},
 )
 _FEW = {"training": {"tokens": 2_048, "batch_size": 4}}
@@ -173,6 +181,7 @@ def _corpus(folder: Path, size: Size) -> dict[str, str]:
         "drill.jsonl": corpus.drills(n, seed=1),
         "short.jsonl": corpus.texts(n, seed=2, longest=size.short),
         "long.jsonl": corpus.texts(n, seed=3, longest=size.long),
+        "once.jsonl": corpus.texts(n, seed=4, longest=size.long, forms=("once",)),
     }
     for name, texts in made.items():
         if not (folder / name).exists():
@@ -195,11 +204,12 @@ def _teacher(path: Path, files: Mapping[str, str], size: Size) -> dict[str, Any]
 def _converted(out: Path, name: str, files: Mapping[str, str], size: Size) -> dict[str, Any]:
     path = out / name
     if not path.exists():
+        text, changes = CONVERSIONS[name]
         given = [
             f"base={out / 'teacher'}",
             f"out={path}",
-            f"data.source={files['long.jsonl']}",
-            *CONVERSIONS[name],
+            f"data.source={files[text]}",
+            *changes,
             *size.changes,
         ]
         conversion.convert(recipes.load(CONVERSION, given), resume=True)

@@ -34,7 +34,12 @@ def pairs(items: int, *, seed: int = 0, count: int = 16) -> list[dict[str, str]]
 
 
 def document(
-    rng: np.random.Generator, *, count: int, words: int = len(WORDS), readings: int = 1
+    rng: np.random.Generator,
+    *,
+    count: int,
+    words: int = len(WORDS),
+    readings: int = 1,
+    numbers: int = 1,
 ) -> Document:
     """One list of pairs.
 
@@ -42,15 +47,16 @@ def document(
         count: pairs, as in `pairs`.
         words: how many of the words keys are drawn from; the fewer, the easier to learn.
         readings: how often the list is told, each time in another order.
+        numbers: with two digits each, that belong to a word.
     """
-    at_least(1, count=count, readings=readings)
+    at_least(1, count=count, readings=readings, numbers=numbers)
     if count > words or words > len(WORDS):
         raise UsageError(
             f"count={count}: there are {min(words, len(WORDS))} words to make pairs of"
         )
     keys = [WORDS[i] for i in rng.permutation(words)[:count]]
-    numbers = rng.integers(10, 100, count)
-    facts = {key: str(number) for key, number in zip(keys, numbers, strict=True)}
+    values = rng.integers(10, 100, (count, numbers))
+    facts = {key: " ".join(map(str, value)) for key, value in zip(keys, values, strict=True)}
     told = list(facts.items())
     for _ in range(readings - 1):
         told += [list(facts.items())[i] for i in rng.permutation(count)]

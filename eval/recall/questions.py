@@ -1,19 +1,15 @@
-"""What the demonstration asks: documents of a given length, in the published prompts."""
+"""What the demonstration asks: documents of a given length, in the corpus's forms."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from linearize.decoding import jrt_templates
-
-from . import corpus, pairs
+from . import corpus
 from .extraction import Document
 from .measure import Question
 from .seeds import generator
 
-# Readings of a document: name -> times it is read, and whether the question is announced.
-READINGS = {"once": (1, False), "announced": (1, True), "twice": (2, True)}
 TASKS = ("associative recall", "document extraction")
 
 
@@ -31,20 +27,19 @@ class Asked:
         value = self.document.facts[self.key]
         return value if self.task == TASKS[0] else f"{value}."
 
-    def prompt(self, reading: str) -> str:
-        """One of `READINGS`: recall with the prompts of DROP, extraction with those of FDA."""
-        times, cue = READINGS[reading]
-        text = self.document.text
+    def prompt(self, form: str) -> str:
+        """In one of `corpus.FORMS`, with the published question: of DROP or of FDA."""
+        text, key = self.document.text, self.key
         if self.task == TASKS[0]:
-            about = f"Information about {self.key}."
-            doc = {"context": text, "question": self.key, "orig_question": about, "answers": []}
-            return jrt_templates.prompt("drop", doc, times=times, cue=cue)
-        doc = {"text": text, "key": self.key, "value": self.document.facts[self.key]}
-        return jrt_templates.prompt("fda", doc, times=times, cue=cue)
+            name, question = key, key
+        else:
+            name = corpus.capital(key)
+            question = f"{name}:"
+        return f"{corpus.reading(text, f'Information about {name}.', form)} {question}"
 
 
 def ask(task: str, items: int, *, words: int, seed: int) -> list[Asked]:
-    """Questions about documents of `words` words (pairs: half as many).
+    """Questions about documents of `words` words.
 
     `seed`: other than that of the corpus, so that no document is known.
     """
@@ -52,13 +47,13 @@ def ask(task: str, items: int, *, words: int, seed: int) -> list[Asked]:
     for i in range(items):
         rng = generator(seed, TASKS.index(task), words, i)
         if task == TASKS[0]:
-            made = pairs.document(rng, count=max(2, words // 2), words=corpus.WORDS)
+            made = corpus.pair_list(rng, corpus.pairs_of(words))
         else:
             made = corpus.report(rng, words)
         found.append(Asked(task, made, str(rng.choice(list(made.facts)))))
     return found
 
 
-def questions(asked: Sequence[Asked], reading: str) -> list[Question]:
+def questions(asked: Sequence[Asked], form: str) -> list[Question]:
     """Prompt and answer of each."""
-    return [(one.prompt(reading), one.answer) for one in asked]
+    return [(one.prompt(form), one.answer) for one in asked]
