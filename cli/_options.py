@@ -17,12 +17,21 @@ LAYER, DATA, TRAINING, OUTPUT, MACHINE = (
     "Machine",
 )
 
-Model = Annotated[
-    str,
+# Spelt out: help must not wait for transformers. A test compares it with the table of families.
+FAMILIES = (
+    "gemma2, gemma3_text, gpt_neox, granite, llama, mistral, mixtral, olmo2, phi3, qwen2, qwen3, "
+    "qwen3_moe, smollm3, stablelm"
+)
+_MODEL = (
+    "Local directory, hub id, or 'embedded' for the small model that ships with the package. "
+    f"Families: {FAMILIES}."
+)
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL, show_default=False)]
+RecipeModel = Annotated[
+    str | None,
     typer.Argument(
-        metavar="MODEL",
-        help="Local directory, hub id, or 'embedded' for the small model that ships with the "
-        "package. Families: llama, mistral, qwen2, qwen3.",
+        metavar="[MODEL]",
+        help=f"{_MODEL} May be left out if the recipe names a base.",
         show_default=False,
     ),
 ]

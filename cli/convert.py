@@ -13,15 +13,7 @@ from ._print import emit, facts, quiet_libraries, results_only, table
 
 
 def convert(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[MODEL]",
-            help="Local directory, hub id, or 'embedded' for the small model that ships with the "
-            "package. Families: llama, mistral, qwen2, qwen3. May be left out if the recipe "
-            "names a base.",
-        ),
-    ] = None,
+    model: options.RecipeModel = None,
     overrides: options.Overrides = None,
     out: options.Out = None,
     recipe: options.Recipes = None,

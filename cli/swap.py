@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from linearize.errors import UsageError
 
@@ -13,14 +11,7 @@ from ._print import emit, facts, quiet_libraries, results_only
 
 
 def swap(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[MODEL]",
-            help="Local directory, hub id, or 'embedded'. May be left out if the recipe names a "
-            "base.",
-        ),
-    ] = None,
+    model: options.RecipeModel = None,
     overrides: options.Overrides = None,
     out: options.Out = None,
     recipe: options.Recipes = None,

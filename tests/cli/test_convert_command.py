@@ -10,6 +10,8 @@ import torch
 from command import Command
 
 from linearize import pretrained
+from linearize.cli import _options as options
+from linearize.liger import bases
 from linearize.liger.modeling import apply
 from linearize.liger.spec import LigerSpec
 
@@ -216,3 +218,9 @@ def test_an_output_in_the_way(
     source = linearize_command("convert", stories, "--data", text, "--out", stories, "--overwrite")
     assert source.code == 2
     assert (stories / "config.json").exists()
+
+
+def test_help_names_every_family_that_can_be_converted(linearize_command: Command) -> None:
+    assert options.FAMILIES.split(", ") == bases.supported()
+    for command in ("convert", "swap", "inspect"):
+        assert "smollm3" in linearize_command(command, "--help").out

@@ -66,6 +66,7 @@ def test_figures_are_their_definitions() -> None:
 def test_every_row_is_a_recipe_with_a_folder_of_its_own(tmp_path: Path) -> None:
     rows = [*fidelity.main_rows(), *fidelity.factor_rows()]
     assert len({row.folder(16) for row in rows}) == len(rows)
+    assert len({row.name for row in rows}) == len(rows), "--only takes one of them"
     common = ["base=m", "data.source=t", "liger.sinks=2"]
     specs = []
     for row in rows:
@@ -111,3 +112,13 @@ def test_what_is_done_stays_done(
     assert fidelity.main([*command, "learning_rate=0.5"]) == UsageError.exit_code
     assert "made with another recipe" in capsys.readouterr().err
     assert fidelity.main([*command, "--only", "gate gsaa"]) == UsageError.exit_code
+
+
+def test_a_row_that_does_not_exist_is_told_the_rows_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    command = ["m", "--data", "t", "--out", str(tmp_path), "--only"]
+    assert fidelity.main([*command, "no row"]) == 2
+    assert "as published, default, default, small" in capsys.readouterr().err
+    assert fidelity.main([*command, "mix jiont"]) == 2
+    assert "did you mean 'mix joint'" in capsys.readouterr().err
