@@ -23,7 +23,6 @@ from .bases import Base
 from .layout import Layout
 from .prefix import PrefixEncoder
 from .recurrence import recur
-from .rotary import turned_again
 from .seen import Seen, look
 from .spec import DELAYED, LigerSpec
 
@@ -95,10 +94,7 @@ class LigerAttention(nn.Module):
             first_state=len(self.gate.states),
             raw=k if self.delayed else None,
         )
-        raw = q.detach(), k.detach()
-        turn = functools.partial(self.base.rotate, self, *raw, position_embeddings)
-        with turned_again(turn, (rotated, keys)):
-            o = self._window(rotated, seen, layout)
+        o = self._window(rotated, seen, layout)
         if self.mix is not None and layout.mode != "window":
             rows = tuple(map(layout.row, (q, k, v)))
             if self.delayed:

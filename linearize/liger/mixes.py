@@ -39,7 +39,7 @@ class Fixed(Mixing):
 
     def forward(self, recurrence: Tensor, window: Tensor, q: Tensor) -> Tensor:
         """As in `Mixing`."""
-        return torch.lerp(window, recurrence, self.share)
+        return self.share * recurrence + (1 - self.share) * window
 
 
 class Learned(Mixing):
@@ -55,7 +55,7 @@ class Learned(Mixing):
 
     def forward(self, recurrence: Tensor, window: Tensor, q: Tensor) -> Tensor:
         """As in `Mixing`."""
-        return torch.lerp(window, recurrence, self.weight[:, None])
+        return window + self.weight[:, None] * (recurrence - window)
 
 
 class Joint(Mixing):

@@ -1,18 +1,15 @@
-"""Rotary embedding in a converted layer: which one it has, and what is kept of it for training.
+"""Bases with a rotary embedding per layer type: each layer keeps its own when it is converted.
 
-In some bases it depends on the layer's type. The type of a converted layer names its cache, so the
-decoder cannot tell by it which embedding the layer was trained with: it is handed all of them, and
-a hook on each attention picks.
+The type of a converted layer names its cache, so the decoder cannot tell by it which embedding the
+layer was trained with. It is handed all of them, and a hook on each attention picks.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 
@@ -45,27 +42,3 @@ def keep_own_rotary(
 def _pick(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
     rotary = kwargs["position_embeddings"][attention.rotary_type]
     return args, {**kwargs, "position_embeddings": rotary}
-
-
-def turned_again(
-    turn: Callable[[], tuple[Tensor, ...]], turned: tuple[Tensor, ...]
-) -> contextlib.AbstractContextManager[None]:
-    """Inside the block, `turned` is not kept for the backward pass: `turn()` makes it again there.
-
-    The layer keeps queries and keys before rotary embedding for the recurrence anyway, and turning
-    them costs next to nothing.
-    """
-    if not torch.is_grad_enabled():
-        return contextlib.nullcontext()
-    place = {(x.data_ptr(), x.shape): i for i, x in enumerate(turned)}  # to hold no tensor itself
-
-    def pack(x: Tensor) -> Tensor | int:
-        return place.get((x.data_ptr(), x.shape), x)
-
-    def unpack(kept: Tensor | int) -> Tensor:
-        if isinstance(kept, Tensor):
-            return kept
-        with torch.no_grad():
-            return turn()[kept]
-
-    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
