@@ -11,7 +11,7 @@ from small_run import children, go
 from linearize.training import checkpoint
 from linearize.training.progress import read
 
-STEPS = 60
+STEPS = 120  # more than ten rounds can take, by the waits below
 KILLS = 10
 
 
@@ -40,7 +40,7 @@ def test_killed_ten_times_and_resumed_equals_uninterrupted(tmp_path):
         done = int(newest.name.removeprefix("step-")) if newest else 0
         process = start("killed")
         if kill % 3 == 2:  # while it loads and resumes
-            time.sleep(moments.uniform(0, 1))
+            time.sleep(moments.uniform(0, 20 * seconds))
         else:  # while it trains, logs and saves
             steps = moments.randint(1, 3)
             while process.is_alive() and last_step("killed") < done + steps:
