@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from linearize.errors import InputError, UsageError, suggest
+from linearize.liger.spec import COMPILE
 
 from ._decode_settings import Settings
 from ._print import quiet_libraries, results_only
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
-_COMPILE = ("auto", "always", "never")
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ def load(
     """
     if dtype not in _DTYPES:
         raise UsageError(f"--dtype {dtype} is not known{suggest(dtype, _DTYPES)}")
-    if compile not in _COMPILE:
-        raise UsageError(f"--compile {compile} is not known{suggest(compile, _COMPILE)}")
+    if compile not in COMPILE:
+        raise UsageError(f"--compile {compile} is not known{suggest(compile, COMPILE)}")
 
     import linearize
     from linearize import device as devices

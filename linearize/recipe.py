@@ -156,9 +156,8 @@ class RepetitionSettings(_Strict):
 class RecurrenceSettings(_Strict):
     """How often the core of a looped model is applied in training; see training/recurrence.py."""
 
-    mean: int = Field(
-        8, ge=1, le=MAX_RECURRENCES
-    )  # recurrences, drawn anew for each optimizer step
+    # recurrences, drawn anew for each optimizer step
+    mean: int = Field(8, ge=1, le=MAX_RECURRENCES)
     backprop: int = Field(8, ge=1)  # the last so many carry gradient
     ramp: float = Field(0.25, ge=0, le=1)  # share of the steps in which the mean rises from 1
     shape: Literal["linear", "1-sqrt"] = "linear"  # of that rise; 1-sqrt stays low for longer

@@ -19,7 +19,6 @@ from transformers import Cache
 
 from linearize.figures import bytes_text
 from linearize.liger.state import cache_bytes
-from linearize.liger.step import compiled_steps
 
 from . import counting, shapes
 from .drawing import Panel
@@ -86,7 +85,7 @@ def run(
     with contextlib.ExitStack() as stack:
         if compiled:
             models["compiled"] = shapes.converted(base)
-            stack.enter_context(compiled_steps(models["compiled"], "always"))
+            stack.enter_context(models["compiled"].compiled_steps("always"))
         for context in contexts:
             yield _record(models, context, filled, seconds)
 

@@ -90,22 +90,21 @@ def report(rng: np.random.Generator, words: int) -> Document:
 def told(made: Document, asked: list[str], form: str) -> Told:
     """A document with its questions and their answers, in one of `FORMS`."""
     is_list = made.text.startswith("Pairs:")
-    names = {key: key if is_list else f"{capital(key)}:" for key in asked}
+    names = {key: key if is_list else f"{_capital(key)}:" for key in asked}
     stop = "" if is_list else "."
     first, *others = (f" {names[key]} {made.facts[key]}{stop}" for key in asked)
     question = f" {names[asked[0]]}"
     about = ", ".join(name.removesuffix(":") for name in names.values())
-    read = reading(made.text, f"Information about {about}.", form) + question
+    read = _reading(made.text, f"Information about {about}.", form) + question
     return read, "".join([first.removeprefix(question), *others])
 
 
-def reading(text: str, announcement: str, form: str) -> str:
+def _reading(text: str, announcement: str, form: str) -> str:
     """What is read of a document before its question, in one of `FORMS`."""
     if form == "once":
         return text
     return f"{announcement} {text}" if form == "announced" else f"{text} {announcement}\n{text}"
 
 
-def capital(key: str) -> str:
-    """As it stands in reports."""
+def _capital(key: str) -> str:
     return key[0].upper() + key[1:]

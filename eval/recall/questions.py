@@ -17,25 +17,17 @@ TASKS = ("associative recall", "document extraction")
 class Asked:
     """One question about one document."""
 
-    task: str
     document: Document
     key: str
 
     @property
     def answer(self) -> str:
         """As it stands behind the prompt in the corpus."""
-        value = self.document.facts[self.key]
-        return value if self.task == TASKS[0] else f"{value}."
+        return corpus.told(self.document, [self.key], "once")[1].strip()
 
     def prompt(self, form: str) -> str:
         """In one of `corpus.FORMS`, with the published question: of DROP or of FDA."""
-        text, key = self.document.text, self.key
-        if self.task == TASKS[0]:
-            name, question = key, key
-        else:
-            name = corpus.capital(key)
-            question = f"{name}:"
-        return f"{corpus.reading(text, f'Information about {name}.', form)} {question}"
+        return corpus.told(self.document, [self.key], form)[0]
 
 
 def ask(task: str, items: int, *, words: int, seed: int) -> list[Asked]:
@@ -50,7 +42,7 @@ def ask(task: str, items: int, *, words: int, seed: int) -> list[Asked]:
             made = corpus.pair_list(rng, corpus.pairs_of(words))
         else:
             made = corpus.report(rng, words)
-        found.append(Asked(task, made, str(rng.choice(list(made.facts)))))
+        found.append(Asked(made, str(rng.choice(list(made.facts)))))
     return found
 
 

@@ -26,6 +26,7 @@ class Layout:
     - `cu_seqlens`: [S + 1] document boundaries in the batch laid out as one row; None = one
       document per row.
     - `prefix`: [B, T] bool, True = token that is encoded without causality; None = none is.
+    - `settled`: known that no padding is within reach of converted layers any more.
     - `entry`: read and moved on in place of the layer's own entry of the cache, see `step`.
     """
 
@@ -34,17 +35,9 @@ class Layout:
     mask: Tensor | None = None
     cu_seqlens: Tensor | None = None
     prefix: Tensor | None = None
+    settled: bool = False
     entry: Any = None
     _masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
-    _settled: dict[int, bool] = field(default_factory=dict)
-
-    def settled(self, reach: int) -> bool:
-        """Whether the last `reach` + 1 tokens of every row are real."""
-        if self.mask is None:
-            return True
-        if reach not in self._settled:
-            self._settled[reach] = bool(self.mask[:, -reach - 1 :].all())
-        return self._settled[reach]
 
     def row(self, x: Tensor) -> Tensor:
         """[B, T, ...], or [1, B T, ...] where rows hold several documents."""

@@ -226,9 +226,13 @@ def _prepare(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[t
         if cu_seqlens is not None:
             kwargs["use_cache"], kwargs["past_key_values"] = False, None
     prefix = _prefix(kwargs.pop("prefix_lengths", None), decoder, tokens, past, mask, cu_seqlens)
-    if mask is not None and _left_behind(mask, past, decoder):
-        mask = None
-    kwargs["layout"] = Layout(decoder.liger_mode, past, mask, cu_seqlens, prefix)
+    settled = mask is None
+    if not settled:
+        spec = spec_of(decoder.config)
+        settled = _left_behind(mask, past, spec)
+        if settled and not spec.softmax_layers(len(decoder.layers)):
+            mask = None  # a pass without is about a seventh faster
+    kwargs["layout"] = Layout(decoder.liger_mode, past, mask, cu_seqlens, prefix, settled)
     return args, kwargs
 
 
@@ -288,17 +292,14 @@ def _real_tokens(mask: Tensor | None, batch: int, past: int, T: int) -> Tensor |
     return None if mask.all() else mask.expand(batch, -1)
 
 
-def _left_behind(mask: Tensor, past: int, decoder: nn.Module) -> bool:
-    """Whether every padded token lies before the windows, so that no layer can meet it again.
-
-    Without padding a pass is about a seventh faster. Layers with sinks or full softmax attention
-    look back further.
+def _left_behind(mask: Tensor, past: int, spec: LigerSpec) -> bool:
+    """Whether every padded token lies before the windows, so that no converted layer can meet it
+    again, and all sinks are there.
     """
-    spec = spec_of(decoder.config)
-    if past <= spec.window or spec.sinks or spec.softmax_layers(len(decoder.layers)):
+    reach = spec.window + spec.sinks  # and one token more, which delayed mixes keep
+    if past <= reach:
         return False
-    real = mask[:, :past].sum(1).min() > spec.window  # delayed mixes keep one token more
-    return bool(real and mask[:, past:].all())
+    return bool(mask[:, :past].sum(1).min() > reach and mask[:, past:].all())
 
 
 def _classes(base: bases.Base) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:

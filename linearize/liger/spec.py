@@ -21,6 +21,7 @@ PREFIXES = {
     "none": "the prompt is read from left to right like everything else",
     "jrt": "the prompt is also encoded as a whole into the state (JRT-RNN, arXiv 2407.05483)",
 }
+COMPILE = ("never", "auto", "always")  # when compiled layers decode, see `step`
 
 
 @dataclass(frozen=True, kw_only=True)

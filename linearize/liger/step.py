@@ -26,10 +26,10 @@ from transformers import DynamicCache
 from ..errors import UsageError
 from .attention import LigerAttention
 from .layout import Layout
+from .spec import COMPILE
 
 _log = logging.getLogger(__name__)
 
-WHEN = ("never", "auto", "always")
 # Layer steps the plain way until "auto" makes a graph: about as long as making it takes.
 WORTH = 15_000
 
@@ -49,8 +49,8 @@ def compiled_steps(model: nn.Module, when: str = "auto") -> Iterator[None]:
     the plain step goes on. Layers with adapters that are not merged, and other models, are left as
     they are. Raises `UsageError` for another `when`.
     """
-    if when not in WHEN:
-        raise UsageError(f"compile={when!r} is not known; choose one of: {', '.join(WHEN)}")
+    if when not in COMPILE:
+        raise UsageError(f"compile={when!r} is not known; choose one of: {', '.join(COMPILE)}")
     layers = [layer for layer in model.modules() if _fits(layer)]
     if when == "auto" and not (_on_cpu(model) and any(map(shutil.which, ("g++", "clang++")))):
         when = "never"
@@ -142,7 +142,7 @@ class _Steps:
             return None
         entry = cache.layers[self.attention.layer_idx]
         full = entry.get_seq_length() >= self.reach and not entry.record_past
-        return entry if full and layout.settled(self.reach) else None
+        return entry if full and layout.settled else None
 
     def _made(self, *what: Any) -> tuple[Graph, bool] | None:
         try:
@@ -183,7 +183,7 @@ class _Steps:
 
         with torch.inference_mode(False), torch.no_grad():
             # what the graph moves on must not be a tensor of inference mode while it is traced
-            moved = [torch.empty_strided(x.shape, x.stride(), **_kind(x)) for x in inputs]
+            moved = [torch.empty_like(x) for x in inputs]
             flat = [*weights, *moved]
             graph = make_fx(step, tracing_mode="fake")(*flat)
             key = (graph.code, *((x.shape, x.stride(), x.dtype, x.device) for x in flat))
@@ -198,10 +198,6 @@ class _Steps:
 @functools.cache
 def _report(reason: str) -> None:
     _log.warning("no compiled step, going on without: %s", reason)
-
-
-def _kind(x: Tensor) -> dict[str, Any]:
-    return {"dtype": x.dtype, "device": x.device}
 
 
 class _Entry:
