@@ -71,7 +71,7 @@ def main_rows() -> list[Row]:
 
 def factor_rows() -> list[Row]:
     """One factor at a time around the default recipe, all on the smaller budget."""
-    found = [Row("default, small", small=True)]
+    found = [Row("small default", small=True)]
     found += [Row(f"mix {name}", changes=(f"liger.mix={name}",), small=True) for name in MIXES]
     for name, gate in gates.GATES.items():
         mix = ("liger.mix=delayed",) * gate.signed  # what has no normaliser cannot be joint
@@ -220,8 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for name in options.only or ():
             if name not in names:
-                hint = suggest(name, names) or f"; rows: {', '.join(sorted(names))}"
-                raise UsageError(f"there is no row '{name}'{hint}")
+                raise UsageError(f"there is no row '{name}'{suggest(name, names, most=len(names))}")
         jobs = [
             (row, window, options.small_tokens if row.small else options.tokens)
             for window in options.window or (16, 64)

@@ -59,11 +59,11 @@ class ProcessLost(LinearizeError):
     """Another process of the same run died; the last checkpoint is whole."""
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the nearest known name, or the list of known names if short."""
+def suggest(name: str, known: Iterable[str], *, most: int = 12) -> str:
+    """`"; did you mean 'x'?"` for the nearest known name, or the list of at most `most` names."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     near.sort(key=lambda other: sorted(other) != sorted(name))  # swapped letters: the usual slip
     if near:
         return f"; did you mean '{near[0]}'?"
-    return f"; known: {', '.join(known)}" if 0 < len(known) <= 12 else ""
+    return f"; known: {', '.join(known)}" if 0 < len(known) <= most else ""

@@ -140,7 +140,8 @@ def start(asked: argparse.Namespace, device: torch.device) -> tuple[str, Iterato
     chosen = asked.settings or list(SETTINGS)
     for name in chosen:
         if name not in SETTINGS:
-            raise UsageError(f"there is no setting '{name}'{suggest(name, SETTINGS)}")
+            hint = suggest(name, SETTINGS, most=len(SETTINGS))
+            raise UsageError(f"there is no setting '{name}'{hint}")
     model, tokenizer = load(asked.model, device)
     require_looped(model, needed_by="this bench")
     if asked.context + asked.tokens > model.loop.context:

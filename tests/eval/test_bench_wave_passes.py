@@ -39,7 +39,7 @@ def test_a_trained_model_takes_fewer_passes_for_the_same_text(shared) -> None:
     [
         (["--model", "embedded"], "is not one"),
         (["--model", "embedded", "--rows", "0"], "--rows 0 is below 1"),
-        (["--model", "embedded", "--settings", "r' = 3"], "there is no setting"),
+        (["--model", "embedded", "--settings", "r' = 3"], "no setting 'r' = 3'; did you mean"),
         ([], "--model"),
     ],
 )

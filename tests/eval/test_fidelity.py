@@ -119,6 +119,6 @@ def test_a_row_that_does_not_exist_is_told_the_rows_there_are(
 ) -> None:
     command = ["m", "--data", "t", "--out", str(tmp_path), "--only"]
     assert fidelity.main([*command, "no row"]) == 2
-    assert "as published, default, default, small" in capsys.readouterr().err
+    assert "known: as published, default, gate deltanet" in capsys.readouterr().err
     assert fidelity.main([*command, "mix jiont"]) == 2
     assert "did you mean 'mix joint'" in capsys.readouterr().err
