@@ -22,20 +22,14 @@ def operations(way: Callable[[], Any]) -> int:
     """Operations of the matrix products in one call, two per multiplication and addition.
 
     Causal attention counts the pairs that are visible on the CPU, and all of them on CUDA, where
-    torch counts. Kernels that torch does not know cannot be counted, so the recurrence runs in its
-    plain form.
+    torch counts. What kernels compute that torch does not know is counted in its plain form.
     """
     custom = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     }
-    known = backend.fla_status()[0]
-    with FlopCounterMode(display=False, custom_mapping=custom) as counter:
-        if known:
-            with backend.use("chunk"):
-                way()
-        else:
-            way()
+    with FlopCounterMode(display=False, custom_mapping=custom) as counter, backend.use("chunk"):
+        way()
     return counter.get_total_flops()
 
 

@@ -7,6 +7,7 @@ reads them before rotary embedding, the window after (Liger, arXiv 2503.01496, e
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from .. import ops
 from ..errors import UsageError
+from ..ops import segments
 from ..ops.window import attend
 from . import gates, mixes, state
 from .bases import Base
@@ -81,20 +83,18 @@ class LigerAttention(nn.Module):
                 **kwargs,
             )
         q, k, v = self.base.project(self, hidden_states)
-        rotated, keys = self.base.rotate(self, q, k, position_embeddings)
         entry = layout.entry
         if entry is None and past_key_values is not None:
             entry = past_key_values.layers[self.layer_idx]
-        seen = look(
-            keys,
-            v,
-            layout,
-            entry,
-            sinks=self.spec.sinks,
-            first_state=len(self.gate.states),
-            raw=k if self.delayed else None,
+
+        near = functools.partial(
+            self._near, position_embeddings=position_embeddings, layout=layout, entry=entry
         )
-        o = self._window(rotated, seen, layout)
+        alone = entry is None and not self.delayed  # nobody else wants what the window sees
+        if alone and torch.is_grad_enabled() and segments.pay(q.device):
+            o = _made_again(lambda *x: near(*x)[0], q, k, v)
+        else:
+            o, seen = near(q, k, v)
         if self.mix is not None and layout.mode != "window":
             rows = tuple(map(layout.row, (q, k, v)))
             if self.delayed:
@@ -162,10 +162,29 @@ class LigerAttention(nn.Module):
             state.write_state(entry, after)
         return o
 
-    def _window(self, q: Tensor, seen: Seen, layout: Layout) -> Tensor:
-        """[B, T, H, V] in the model's dtype, from rotated q."""
+    def _near(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        position_embeddings: tuple[Tensor, Tensor],
+        layout: Layout,
+        entry: CacheLayerMixin | None,
+    ) -> tuple[Tensor, Seen]:
+        """The window's output [B, T, H, V] in the model's dtype, and what it saw."""
+        rotated, keys = self.base.rotate(self, q, k, position_embeddings)
+        seen = look(
+            keys,
+            v,
+            layout,
+            entry,
+            sinks=self.spec.sinks,
+            first_state=len(self.gate.states),
+            raw=k if self.delayed else None,
+        )
         o = ops.window_attention(
-            layout.row(q),
+            layout.row(rotated),
             seen.k,
             seen.v,
             window=self.window,
@@ -175,7 +194,20 @@ class LigerAttention(nn.Module):
             softcap=self.softcap,
             sinks=seen.sinks,
         )
-        return o.view(*q.shape[:-1], -1)
+        return o.view(*q.shape[:-1], -1), seen
+
+
+def _made_again(near: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`near` of them, made again in the backward pass.
+
+    The recurrence keeps queries and keys as they are: rotated ones need not be kept beside them.
+    """
+    whole = segments.Piece(slice(0, q.shape[1]), (slice(None),) * 3)
+
+    def step(piece: segments.Piece, cut: tuple[Tensor, ...], _: tuple) -> tuple[Tensor, tuple]:
+        return near(*cut), ()
+
+    return segments.run(step, [whole], (q, k, v), (), (q.shape[2], v.shape[3]))[0]
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from ..errors import UsageError, suggest
 BACKENDS = {
     "recurrent": "token by token, the definition",
     "chunk": "chunks in parallel, plain torch, any device",
+    "native": "chunks in C, compiled for this processor, float32 on the CPU",
     "fla": "Triton kernels of flash-linear-attention, CUDA only",
 }
 # Below this many tokens a loop over tokens beats building a chunk (docs/speed.md).
@@ -37,8 +38,17 @@ def use(backend: str) -> Iterator[None]:
         _override.reset(token)
 
 
-def choose(backend: str, *, device: torch.device, length: int, kernel: bool = True) -> str:
-    """The backend for one call on `length` tokens; `kernel`: whether fla has one for the op.
+def choose(
+    backend: str,
+    *,
+    device: torch.device,
+    length: int,
+    kernel: bool = True,
+    native: bool = False,
+) -> str:
+    """The backend for one call on `length` tokens.
+
+    - `kernel`: whether fla has one for the op; `native`: whether the op's C form takes the tensors.
 
     Raises `UsageError` if it cannot run here.
     """
@@ -47,13 +57,34 @@ def choose(backend: str, *, device: torch.device, length: int, kernel: bool = Tr
     if backend == "auto":
         if kernel and device.type == "cuda" and fla_status()[0]:
             return "fla"
-        return "recurrent" if length <= STEP_TOKENS else "chunk"
+        if length <= STEP_TOKENS:
+            return "recurrent"
+        return "native" if native else "chunk"
+    if backend == "native" and not native:
+        able, why = native_status()
+        raise UsageError(
+            "backend 'native' cannot run here: "
+            + ("it takes float32 on the CPU, heads of a multiple of 16" if able else why)
+            + "; use backend='auto'"
+        )
     if backend == "fla" and not kernel:
         raise UsageError("backend 'fla': this op has no kernel here; use backend='auto'")
     if _known(backend) == "fla" and not (device.type == "cuda" and fla_status()[0]):
         reason = fla_status()[1] if device.type == "cuda" else f"the tensors are on {device.type}"
         raise UsageError(f"backend 'fla' cannot run here: {reason}; use backend='auto'")
     return backend
+
+
+def allows(backend: str) -> bool:
+    """Whether an op that finds its own way may take it: not where `use` asks for another."""
+    return torch.compiler.is_compiling() or _override.get() in (None, backend)
+
+
+def native_status() -> tuple[bool, str]:
+    """Whether the C forms can run, and the reason."""
+    from .native import build
+
+    return build.status()
 
 
 @functools.cache
@@ -70,17 +101,20 @@ def fla_status() -> tuple[bool, str]:
 
 def report() -> list[dict[str, Any]]:
     """One row per op: `op`, `backend`, `why`, `improve` (None when there is nothing to gain)."""
-    ok, why = fla_status()
+    (ok, why), (built, found) = fla_status(), native_status()
+    torch_only = "plain torch, chunks of 64 tokens"
     improve = None
     if not ok and torch.cuda.is_available():
         improve = 'pip install "linearize[fla]"'
+    elif not built:
+        improve = "a C compiler: several times faster on the CPU"
     elif not ok:
         improve = "a CUDA device; on the CPU this is the fastest path there is"
     return [
         {
             "op": "gla",
-            "backend": "fla" if ok else "chunk",
-            "why": why if ok else f"{why}: plain torch, chunks of 64 tokens",
+            "backend": "fla" if ok else "native" if built else "chunk",
+            "why": why if ok else f"{why}; {found if built else f'{torch_only}: {found}'}",
             "improve": improve,
         },
         *(
@@ -94,8 +128,8 @@ def report() -> list[dict[str, Any]]:
         ),
         {
             "op": "window_attention",
-            "backend": "scaled_dot_product_attention",
-            "why": "blocks of one window with a band mask: exact and linear on every device",
+            "backend": "native" if built else "scaled_dot_product_attention",
+            "why": f"{found}; elsewhere blocks of one window with a band mask: exact and linear",
             "improve": None,
         },
     ]

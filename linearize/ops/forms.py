@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import UsageError
 from . import backend as backends
 from . import segments
+from .native import call
 from .packed import Packed, mostly_real
 
 State = Tensor | tuple[Tensor, ...]
@@ -25,13 +26,14 @@ class Forms:
     """The forms of one op, all called with its tensors and `initial_state`.
 
     - `recurrent`: the definition; takes `mask` too.
-    - `chunk`, `fla`: take `cu_seqlens` too; `fla` None = there is no kernel. The outputs of `chunk`
-      may have their tokens split in chunks, [B, n, T / n, H, V].
+    - `chunk`, `fla`, `native`: take `cu_seqlens` too; None = there is no such form. The outputs of
+      `chunk` may have their tokens split in chunks, [B, n, T / n, H, V].
     """
 
     recurrent: Callable[..., tuple[Tensor, State]]
     chunk: Callable[..., tuple[Tensor, State]]
     fla: Callable[..., tuple[Tensor, State]] | None = None
+    native: Callable[..., tuple[Tensor, State]] | None = None
 
 
 def run(
@@ -54,15 +56,19 @@ def run(
     packed = Packed.of(mask, cu_seqlens, *q.shape[:2])
     sequences = q.shape[0] if packed is None else packed.cu_seqlens.numel() - 1
     _check_states(initial_state, sequences, shapes)
-    chosen = backends.choose(
-        backend, device=q.device, length=q.shape[1], kernel=forms.fla is not None
-    )
     dtype = torch.promote_types(q.dtype, torch.float32)
     tensors = tuple(x.to(dtype) for x in tensors)
+    chosen = backends.choose(
+        backend,
+        device=q.device,
+        length=q.shape[1],
+        kernel=forms.fla is not None,
+        native=forms.native is not None and call.takes(*tensors),
+    )
     state = on_states(lambda x: x.to(dtype), initial_state)
     if chosen == "recurrent" and cu_seqlens is None:
         o, state = forms.recurrent(*tensors, initial_state=state, mask=mask)
-    elif chosen == "chunk" and mask is not None and mostly_real(mask):
+    elif chosen in ("chunk", "native") and mask is not None and mostly_real(mask):
         # in every op a step whose arguments are 0, all but q, leaves the state as it is
         there = mask.view(*mask.shape, *(1,) * (q.ndim - 2))
         first, *rest = tensors

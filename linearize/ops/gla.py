@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .chunks import ChunkGrid, Pairs, between, factorable, fitting, half, halving, product, scan
 from .forms import Forms, check_heads, run
+from .native import gla as native
 
 CHUNK = 64
 
@@ -44,7 +45,7 @@ def gla(
     K = q.shape[-1]
     check_heads(q, k, v, g=(g, (K, 1)))
     return run(
-        Forms(recurrent, chunk, _fla),
+        Forms(recurrent, chunk, _fla, native.gla),
         q,
         k,
         v,

@@ -53,13 +53,12 @@ def prefix_gla(
     float64 input); `gla` goes on from it. Raises `UsageError` when shapes do not fit.
     """
     check_prefix({"k": k, "v": v, "g": g}, {"k": k_enc, "v": v_enc, "g": g_enc}, prefix)
-    chosen = backends.choose(backend, device=q.device, length=q.shape[1])
-    if chosen == "recurrent":
+    if backends.choose(backend, device=q.device, length=q.shape[1]) == "recurrent":
         dtype = torch.promote_types(q.dtype, torch.float32)
         tensors = (x.to(dtype) for x in (q, k, v, g, k_enc, v_enc, g_enc))
         o, state = recurrent(*tensors, prefix=prefix, mask=mask)
         return o.to(v.dtype), state
-    return chunk(q, k, v, g, k_enc, v_enc, g_enc, prefix=prefix, mask=mask, backend=chosen)
+    return chunk(q, k, v, g, k_enc, v_enc, g_enc, prefix=prefix, mask=mask, backend=backend)
 
 
 def recurrent(

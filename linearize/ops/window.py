@@ -15,7 +15,10 @@ from torch import Tensor
 
 from ..errors import UsageError
 from . import segments
+from .backend import allows
 from .chunks import ChunkGrid
+from .native import call
+from .native import window as native
 from .packed import Packed, check_cu_seqlens, document_ids, mostly_real
 from .sinks import Sinks
 
@@ -57,6 +60,8 @@ def window_attention(
     T, keys = q.shape[1], k.shape[1]
     if cu_seqlens is None and T * keys <= window * window:
         return dense(q, k, v, mask=mask, sinks=sinks, **how)
+    if mask is None and cu_seqlens is None and _in_c(q, k, v, softcap, sinks):
+        return native.window_attention(q, k, v, window=window, scale=how["scale"])
     if keys > T:  # queries for the past too: at most a window of them, and one path for all lengths
         q = F.pad(q, (0, 0, 0, 0, keys - T, 0))
     if mask is not None and sinks is None and _ends_padded(mask) and mostly_real(mask):
@@ -73,6 +78,11 @@ def window_attention(
     else:
         o = blocked(q, k, v, sinks=sinks, **how)
     return o[:, keys - T :]
+
+
+def _in_c(q: Tensor, k: Tensor, v: Tensor, softcap: float | None, sinks: Sinks | None) -> bool:
+    """Whether the C form computes it; see `ops.native`."""
+    return softcap is None and sinks is None and allows("native") and call.takes(q, k, v)
 
 
 def block_size(window: int) -> int:
@@ -162,6 +172,8 @@ def blocked(
     B, T, H = q.shape[:3]
     if not T:
         return q.new_zeros(B, 0, H, v.shape[3])
+    if _in_c(q, k, v, softcap, sinks):
+        return native.window_attention(q, k, v, window=window, scale=scale, documents=documents)
     block = block_size(window)
     past = -(-(window - 1) // ALIGNED) * ALIGNED  # keys before a block that come with it
     pay = segments.pay(q.device)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from linearize import LigerSpec, apply
+from linearize.ops import segments
+from linearize.ops.native import build
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]  # test_bases.py has all of them
 VOCABULARY = 97
@@ -54,3 +57,9 @@ def tokens(B: int, T: int, *, seed: int = 0) -> torch.Tensor:
 
 def close(a: torch.Tensor, b: torch.Tensor, atol: float = 1e-4) -> None:
     torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ops in torch, whole rows at a time."""
+    monkeypatch.setattr(segments, "pay", lambda device: False)
+    monkeypatch.setattr(build, "ready", lambda: False)

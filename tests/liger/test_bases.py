@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import close, small, tokens
+from models import as_on_an_accelerator, close, small, tokens
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
@@ -21,7 +21,6 @@ from linearize.errors import InputError
 from linearize.liger import bases, sizes
 from linearize.liger.modeling import attention_mode
 from linearize.liger.state import cache_bytes
-from linearize.ops import segments
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 # What sets a family apart, with its own windows shorter than the texts below.
@@ -267,7 +266,7 @@ def test_inspect_tells_the_sizes(case: str, tmp_path: Path) -> None:
 def test_activations_are_what_autograd_saves(
     family: str, kept: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segments, "pay", lambda device: False)  # whole rows, as on an accelerator
+    as_on_an_accelerator(monkeypatch)
     changes = {"hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 8}
     changes |= {"num_key_value_heads": 4, "head_dim": 16, "num_hidden_layers": 3}
     if family == "mixtral":

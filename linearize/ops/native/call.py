@@ -1,0 +1,68 @@
+"""Handing tensors to the C forms: which they take, and the structures both sides know."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import build
+
+LEAST = 16  # head sizes are multiples of it
+Strides = ctypes.c_long * 3
+
+
+def takes(*tensors: Tensor) -> bool:
+    """Whether the C forms can compute on q, k, and more tensors [B, T, heads, *]: CPU, float32, and
+    q and k of whole vectors. False while a compiler traces.
+    """
+    return (
+        tensors[0].shape[-1] % LEAST == 0
+        and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
+        and not torch.compiler.is_compiling()
+        and build.ready()
+    )
+
+
+def whole(x: Tensor) -> Tensor:
+    """x with zeros up to the next whole vector along its last axis."""
+    missing = -x.shape[-1] % LEAST
+    return F.pad(x, (0, missing)) if missing else x
+
+
+def strided(x: Tensor) -> Tensor:
+    """x, with neighbours along its last axis neighbours in memory."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def structure(**fields: type) -> type[ctypes.Structure]:
+    """A C structure of these fields, in their order."""
+    return type("Structure", (ctypes.Structure,), {"_fields_": list(fields.items())})
+
+
+def pointer(x: Tensor | None) -> int | None:
+    """Where x begins."""
+    return None if x is None else x.data_ptr()
+
+
+def steps(x: Tensor) -> ctypes.Array:
+    """Strides of the row, the token and the head of [B, T, heads, size], in numbers."""
+    return Strides(*x.stride()[:3])
+
+
+def run(name: str, *arguments: ctypes.Structure | Tensor) -> None:
+    """Call a function of the library, its input first, on as many threads as torch uses.
+
+    What the threads work on is a tensor, so that whoever counts memory counts it too.
+    """
+    library, threads = build.library(), torch.get_num_threads()
+    given = [
+        ctypes.byref(x) if isinstance(x, ctypes.Structure) else ctypes.c_void_p(pointer(x))
+        for x in arguments
+    ]
+    needs = getattr(library, f"{name}_scratch")
+    needs.restype = ctypes.c_long
+    scratch = torch.empty(threads, needs(given[0]))
+    getattr(library, name)(*given, ctypes.c_void_p(pointer(scratch)), ctypes.c_int(threads))
