@@ -64,7 +64,7 @@ def choose(
         able, why = native_status()
         raise UsageError(
             "backend 'native' cannot run here: "
-            + ("it takes float32 on the CPU, heads of a multiple of 16" if able else why)
+            + ("it takes float32 on the CPU" if able else why)
             + "; use backend='auto'"
         )
     if backend == "fla" and not kernel:

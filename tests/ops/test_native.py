@@ -61,8 +61,8 @@ def gla_inputs(
     B=st.integers(1, 3),
     T=st.integers(1, 200),
     groups=st.sampled_from([1, 3]),
-    width=st.sampled_from([16, 48, 80]),
-    V=st.sampled_from([16, 33, 96]),
+    width=st.sampled_from([1, 8, 16, 48, 80]),
+    V=st.sampled_from([5, 16, 33, 96]),
     per_head=st.booleans(),
     gate=st.sampled_from([0.1, 1.0, 8.0, 100.0, 3000.0]),
 )
@@ -127,7 +127,7 @@ def window_inputs(B: int, T: int, P: int, groups: int, width: int, V: int) -> li
     P=st.sampled_from([0, 1, 15, 70]),
     window=st.sampled_from([1, 2, 3, 16, 63, 64, 65, 200, 900]),
     groups=st.sampled_from([1, 3]),
-    width=st.sampled_from([16, 80]),
+    width=st.sampled_from([8, 16, 80]),
     V=st.sampled_from([16, 20]),
 )
 def test_window_is_the_definition(B: int, T: int, P: int, window: int, **how: int) -> None:
@@ -188,7 +188,7 @@ def test_it_is_what_auto_takes_and_use_can_refuse() -> None:
     with backend.use("chunk"):
         assert not torch.equal(gla(q, k, v, g)[0], native)
         assert not torch.equal(window_attention(q, k, v, window=16), near)
-    with pytest.raises(UsageError, match=r"float32 on the CPU, heads of a multiple of 16"):
+    with pytest.raises(UsageError, match="it takes float32 on the CPU"):
         gla(*(x.double() for x in (q, k, v, g)), backend="native")
 
 
@@ -214,7 +214,6 @@ def test_threads_do_not_change_a_bit() -> None:
 def test_tensors_it_does_not_take() -> None:
     row = torch.randn(1, 9, 2, 16)
     assert call.takes(row, row)
-    assert not call.takes(row[..., :8], row[..., :8])
     assert not call.takes(row.double(), row)
     assert not call.takes(row.bfloat16(), row.bfloat16())
 

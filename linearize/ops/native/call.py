@@ -10,26 +10,25 @@ from torch import Tensor
 
 from . import build
 
-LEAST = 16  # head sizes are multiples of it
+LEAST = 16  # numbers per head are made multiples of it: whole vectors (matrix.h)
 Strides = ctypes.c_long * 3
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Whether the C forms can compute on q, k, and more tensors [B, T, heads, *]: CPU, float32, and
-    q and k of whole vectors. False while a compiler traces.
+    """Whether the C forms can compute on tensors: on the CPU, in float32, not while a compiler
+    traces.
     """
     return (
-        tensors[0].shape[-1] % LEAST == 0
-        and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
+        all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
         and not torch.compiler.is_compiling()
         and build.ready()
     )
 
 
-def whole(x: Tensor) -> Tensor:
-    """x with zeros up to the next whole vector along its last axis."""
-    missing = -x.shape[-1] % LEAST
-    return F.pad(x, (0, missing)) if missing else x
+def whole(x: Tensor, axes: int = 1) -> Tensor:
+    """x with zeros up to the next multiple of `LEAST` along its last axes."""
+    missing = [-x.shape[-1 - axis] % LEAST for axis in range(axes)]
+    return F.pad(x, [n for own in missing for n in (0, own)]) if any(missing) else x
 
 
 def strided(x: Tensor) -> Tensor:

@@ -35,8 +35,10 @@ def gla(
     sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
     if initial_state is None:
         initial_state = q.new_zeros(sequences, v.shape[2], q.shape[3], v.shape[3])
-    o, states = _Gla.apply(q, k, call.whole(v), g, call.whole(initial_state), cu_seqlens)
-    return o[..., : v.shape[3]], states[..., : v.shape[3]]
+    (K, V), per_head = (q.shape[3], v.shape[3]), g.shape[3] == 1
+    rows = (call.whole(q), call.whole(k), call.whole(v), g if per_head else call.whole(g))
+    o, states = _Gla.apply(*rows, call.whole(initial_state, 2), cu_seqlens)
+    return o[..., :V], states[..., :K, :V]
 
 
 def _input(tensors: tuple[Tensor, ...], cu_seqlens: Tensor | None) -> ctypes.Structure:

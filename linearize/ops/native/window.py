@@ -35,7 +35,8 @@ def window_attention(
     in the row to the next (B = 1, P = 0).
     """
     begins = None if documents is None else torch.searchsorted(documents, documents)
-    return _Window.apply(q, k, call.whole(v), window, scale, begins)[..., : v.shape[3]]
+    rows = (call.whole(x) for x in (q, k, v))
+    return _Window.apply(*rows, window, scale, begins)[..., : v.shape[3]]
 
 
 def _input(
