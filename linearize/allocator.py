@@ -2,7 +2,8 @@
 
 glibc hands freed blocks of more than 128 KiB back to the system and asks for them again a moment
 later, and each page of theirs is then found missing, zeroed and mapped anew: up to three times
-what the operators themselves take (docs/speed.md).
+what the operators themselves take (docs/speed.md). Its threshold for that cannot be raised above
+32 MiB, the outputs of a layer over 16,384 tokens; but it can be told to map no block at all.
 """
 
 from __future__ import annotations
@@ -10,9 +11,8 @@ from __future__ import annotations
 import ctypes
 import os
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt(3)
-KEPT = 256 << 20  # bytes of freed memory that stay with the process
-LARGEST = 32 << 20  # blocks up to this are reused; glibc allows no more
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # mallopt(3)
+KEPT = 256 << 20  # bytes of freed memory that stay with the process, at the end of its heap
 
 
 def reuse() -> None:
@@ -25,5 +25,5 @@ def reuse() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
         return
-    mallopt(_MMAP_THRESHOLD, LARGEST)
+    mallopt(_MMAP_MAX, 0)
     mallopt(_TRIM_THRESHOLD, KEPT)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linearize.figures import bytes_text
-from linearize.liger import gates
+from linearize.liger import gates, mixes
 from linearize.liger.recurrence import recur
 from linearize.liger.spec import LigerSpec
 from linearize.ops import backend, gla, window_attention
@@ -122,12 +122,12 @@ def _window_ways(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> dict[str, Way]:
 
 def _layer_ways(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> dict[str, Way]:
     spec = LigerSpec(window=WINDOW)
-    gate, mix = gates.of(spec), spec.mix_weight
+    gate, mix = gates.of(spec), mixes.of(spec).module(HEADS, q.shape[3], spec)
     how = {"states": [(KV_HEADS, k.shape[3], v.shape[3])], "width": v.shape[3]}
 
     def layer() -> Tensor:
         recurrence, _ = recur(gate.op, partial(gate.inputs, spec=spec), (q, k, v), **how)
-        return torch.lerp(window_attention(q, k, v, window=WINDOW).float(), recurrence, mix)
+        return mix(recurrence, window_attention(q, k, v, window=WINDOW).float(), q)
 
     return {
         REFERENCE: lambda: _sdpa(q, k, v, is_causal=True),

@@ -39,7 +39,7 @@ class Fixed(Mixing):
 
     def forward(self, recurrence: Tensor, window: Tensor, q: Tensor) -> Tensor:
         """As in `Mixing`."""
-        return self.share * recurrence + (1 - self.share) * window
+        return _between(window, recurrence, self.share)
 
 
 class Learned(Mixing):
@@ -55,7 +55,18 @@ class Learned(Mixing):
 
     def forward(self, recurrence: Tensor, window: Tensor, q: Tensor) -> Tensor:
         """As in `Mixing`."""
-        return window + self.weight[:, None] * (recurrence - window)
+        return _between(window, recurrence, self.weight[:, None])
+
+
+def _between(window: Tensor, recurrence: Tensor, weight: Tensor | float) -> Tensor:
+    """(1 - weight) window + weight recurrence, in the window's place if nothing is differentiated.
+
+    One pass then, and no memory: neither is used again.
+    """
+    one_type = window.dtype == recurrence.dtype == getattr(weight, "dtype", window.dtype)
+    if torch.is_grad_enabled() or not one_type:
+        return window + weight * (recurrence - window)
+    return window.lerp_(recurrence, weight)
 
 
 class Joint(Mixing):
