@@ -19,7 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from .. import ops
 from ..errors import UsageError
 from ..ops import segments
-from ..ops.window import attend
+from ..ops.softmax import attend
 from . import gates, mixes, state
 from .bases import Base
 from .layout import Layout

@@ -70,6 +70,7 @@ def look(
       the values, and one token more than the window sees: that which is about to leave it.
     """
     first = number = None
+    there = entry is None or not entry.get_seq_length()
     counted = bool(sinks) or raw is not None
     if layout.cu_seqlens is not None:
         documents = {"cu_seqlens": layout.cu_seqlens}
@@ -96,4 +97,4 @@ def look(
         if counted:
             before = total - (k.shape[1] if mask is None else mask.sum(1))
             number = numbers(k.shape[1], mask=mask, before=before, device=k.device)
-    return Seen(k, v, mask, number, first and Sinks(*first, number), raw)
+    return Seen(k, v, mask, number, first and Sinks(*first, number, there), raw)

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from ..errors import UsageError, suggest
-from ..ops.window import block_size
+from ..ops.window_blocks import block_size
 from . import bases, gates, mixes
 from .modeling import MODELS, liger_config
 from .spec import DELAYED, LigerSpec

@@ -19,11 +19,13 @@ class Sinks:
     - `k`: [S, n, Hk, K], rotated; `v`: [S, n, Hk, V]. What a shorter sequence lacks may be
       anything finite. S = B, or the number of packed sequences.
     - `number`: [B or 1, keys] int64, real tokens of its sequence before each key of the call.
+    - `there`: whether they stand among the keys of the call too, as where no cache holds the past.
     """
 
     k: Tensor
     v: Tensor
     number: Tensor
+    there: bool = False
 
     def visible(self, number: Tensor, window: int) -> Tensor:
         """[...] numbers of queries -> [..., n] bool: sinks that their window does not hold."""

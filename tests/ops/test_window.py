@@ -12,7 +12,8 @@ from torch import Tensor
 
 from linearize.errors import UsageError
 from linearize.ops import window_attention
-from linearize.ops.window import blocked, dense
+from linearize.ops.window import dense
+from linearize.ops.window_blocks import blocked
 
 
 def inputs(B: int, T: int, *, P: int = 0, heads: int = 4, groups: int = 2) -> list[Tensor]:

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from . import call
 
-_SIZES = ("rows", "queries", "keys", "heads", "group", "k_size", "v_size", "window")
+_SIZES = ("rows", "queries", "keys", "heads", "group", "k_size", "v_size", "window", "sinks")
 _Input = call.structure(
     **dict.fromkeys(_SIZES, ctypes.c_long),
     scale=ctypes.c_float,
@@ -28,19 +28,22 @@ def window_attention(
     window: int,
     scale: float,
     documents: Tensor | None = None,
+    sinks: int = 0,
 ) -> Tensor:
     """[B, T, H, V]: the last T of the keys' tokens look at the `window` up to themselves.
+
+    With `sinks`, at most `call.LEAST`, they look at the first so many of their sequence too.
 
     `q` [B, T, H, K], `k` and `v` [B, P + T, Hk, *]; `documents` [T] rises from one sequence packed
     in the row to the next (B = 1, P = 0).
     """
     begins = None if documents is None else torch.searchsorted(documents, documents)
     rows = (call.whole(x) for x in (q, k, v))
-    return _Window.apply(*rows, window, scale, begins)[..., : v.shape[3]]
+    return _Window.apply(*rows, window, sinks, scale, begins)[..., : v.shape[3]]
 
 
 def _input(
-    tensors: tuple[Tensor, ...], window: int, scale: float, begins: Tensor | None
+    tensors: tuple[Tensor, ...], window: int, sinks: int, scale: float, begins: Tensor | None
 ) -> ctypes.Structure:
     q, k, v = tensors
     return _Input(
@@ -52,6 +55,7 @@ def _input(
         k_size=q.shape[3],
         v_size=v.shape[3],
         window=window,
+        sinks=sinks,
         scale=scale,
         begins=call.pointer(begins),
         **{n: call.pointer(x) for n, x in zip("qkv", tensors, strict=True)},
@@ -67,14 +71,15 @@ class _Window(torch.autograd.Function):
         k: Tensor,
         v: Tensor,
         window: int,
+        sinks: int,
         scale: float,
         begins: Tensor | None,
     ) -> Tensor:
         tensors = tuple(call.strided(x.detach()) for x in (q, k, v))
         o = q.new_empty(*q.shape[:3], v.shape[3])
-        call.run("window_forward", _input(tensors, window, scale, begins), o)
+        call.run("window_forward", _input(tensors, window, sinks, scale, begins), o)
         ctx.save_for_backward(*tensors)
-        ctx.how = window, scale, begins
+        ctx.how = window, sinks, scale, begins
         return o
 
     @staticmethod
@@ -84,4 +89,4 @@ class _Window(torch.autograd.Function):
         grads = [x.new_zeros(x.shape) for x in tensors]
         o_grad = o_grad.contiguous()
         call.run("window_backward", _input(tensors, *ctx.how), o_grad, *grads)
-        return *grads, None, None, None
+        return *grads, None, None, None, None
