@@ -1,7 +1,7 @@
 """Rows that the model writes itself: greedy continuations of the text, anew every so many steps.
 
 What a model repeats in them are its own loops, whatever they are made of. A written token that
-completes an n-gram which its row has seen before is a copy, and where that n-gram stood last is the
+completes an n-gram which the model wrote before is a copy, and where that n-gram stood last is the
 copy before: `ditto` has to know no more.
 """
 
@@ -29,6 +29,7 @@ from .packing import bos_of
 
 _BATCH = 256  # documents tokenised in one call
 _TOKENS = 2**15  # of rows that are written together: bounds the cache
+ENOUGH = 1024  # beginnings of documents that make those inside them needless
 _SCORED = 8  # rows whose logits are there at once
 
 
@@ -82,9 +83,10 @@ class OwnRows:
     ) -> None:
         """Continue beginnings greedily with the weights of before step `step`; forget earlier rows.
 
-        Processes share the work. A copy is spared where the teacher gave its n-gram's last token
-        more than `settings.certain` when it stood there first: nothing else could be said, as
-        inside a word. By then no repetition had made it more probable.
+        Processes share the work. A token is no choice where the teacher gave it more than
+        `settings.certain` when its n-gram stood there first: nothing else could be said, as inside
+        a word, and no repetition had made it more probable. A copy that ends in such tokens is
+        counted where the last choice was made; one without any is spared.
 
         - `indices`: of the beginnings.
         - `teacher`: context manager under which `model` is the untouched model.
@@ -104,13 +106,12 @@ class OwnRows:
             for first in range(0, len(own), size):
                 some = list(own[first : first + size])
                 rows[some] = self._continued([indices[i] for i in some], model)
-                found = torch.tensor([self._copies(row) for row in rows[some].tolist()])
-                copies, originals = found.unbind(1)
+                forced = torch.zeros(len(some), self.seq_len, dtype=torch.bool)
                 if self.settings.certain < 1:
                     with teacher():
-                        known = _probabilities(model, rows[some]).gather(1, originals)
-                    copies = copies.masked_fill(known > self.settings.certain, -1)
-                previous[some] = copies
+                        forced = _probabilities(model, rows[some]) > self.settings.certain
+                found = map(self._copies, rows[some].tolist(), forced.tolist())
+                previous[some] = torch.tensor(list(found))
         self._held = {
             "window": torch.tensor((step - 1) // self.settings.refresh),
             "starts": torch.tensor(list(indices), dtype=torch.int64),
@@ -160,20 +161,21 @@ class OwnRows:
         )
         return F.pad(rows, (0, self.seq_len + 1 - rows.shape[1]), value=pad).cpu()
 
-    def _copies(self, row: Sequence[int]) -> tuple[list[int], list[int]]:
-        """`previous`, and for each copy where its n-gram stood first (elsewhere 0): `[T]` each."""
-        previous, originals = [-1] * self.seq_len, [0] * self.seq_len
+    def _copies(self, row: Sequence[int], forced: Sequence[bool]) -> list[int]:
+        """`previous`, `[T]`; `forced`: of each target, whether it was no choice."""
+        previous, seen = [-1] * self.seq_len, {}
         n, begun = self.settings.ngram, self.starts.shape[1]
-        seen: dict[tuple[int, ...], tuple[int, int]] = {}
-        for end in range(n, len(row) + 1):
+        for end in range(begun + n, len(row) + 1):
             gram, target = tuple(row[end - n : end]), end - 2  # of the n-gram's last token
-            last, original = seen.get(gram, (-1, target))
-            if end > begun and row[end - 1] in self.ends:
+            if row[end - 1] in self.ends:
                 break
-            if end > begun and last >= 0:
-                previous[target], originals[target] = last, original
-            seen[gram] = target, original
-        return previous, originals
+            first, last = seen.get(gram, (target, -1))
+            if last >= 0:
+                back = next((k for k in range(n) if not forced[first - k]), None)
+                if back is not None:
+                    previous[target - back] = last - back
+            seen[gram] = first, target
+        return previous
 
     def _written(self, rows: Tensor) -> Tensor:
         """`[B, T]` bool: targets behind the beginning, up to the end of the text."""
@@ -210,19 +212,23 @@ def build(
 ) -> OwnRows:
     """Beginnings of `settings.context` tokens from the first `tokens` tokens of some documents.
 
-    One from every `text.seq_len` tokens of a document, each begun with bos if `text` says so.
+    Of how documents begin, as prompts do; where those are fewer than `ENOUGH`, one more from every
+    further `text.seq_len` tokens. Each begins with bos if `text` says so.
 
     Raises what reading the texts raises, and `InputError` where no document is that long.
     """
     bos = bos_of(tokenizer, text)
     own = settings.context - len(bos)
-    found = []
+    heads, inner = [], []
     for ids in _tokenised(texts, tokenizer):
         ids = ids[:tokens]
         tokens -= len(ids)
-        found += [bos + ids[i : i + own] for i in range(0, len(ids) - own + 1, text.seq_len)]
+        cut = [bos + ids[i : i + own] for i in range(0, len(ids) - own + 1, text.seq_len)]
+        heads += cut[:1]
+        inner += cut[1:]
         if not tokens:
             break
+    found = heads if len(heads) >= ENOUGH else heads + inner
     if not found:
         raise InputError(
             f"{text.source} holds no document of {own} tokens to continue; "

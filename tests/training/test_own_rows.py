@@ -44,15 +44,15 @@ def adapted(dropout: float = 0.0):
 
 
 def definition(row: list[int], first: int, n: int) -> list[int]:
-    """`previous` by looking at every earlier n-gram."""
+    """`previous` by looking at every earlier n-gram among the tokens from `first` on."""
     found = []
     for at in range(1, len(row)):  # the target's place in the row
         before = [
             end
-            for end in range(n - 1, at)
-            if at >= n - 1 and row[end - n + 1 : end + 1] == row[at - n + 1 : at + 1]
+            for end in range(first + n - 1, at)
+            if row[end - n + 1 : end + 1] == row[at - n + 1 : at + 1]
         ]
-        found.append(max(before) - 1 if before and at >= first else -1)
+        found.append(max(before) - 1 if before else -1)
     return found
 
 
@@ -100,7 +100,7 @@ def test_nothing_counts_behind_the_end_of_a_text() -> None:
     assert batch["written"].sum() < before["written"].sum()
 
 
-def test_what_the_untouched_model_was_certain_of_at_first_is_spared() -> None:
+def test_a_copy_counts_where_the_untouched_model_last_had_a_choice() -> None:
     model = adapted()
     rows, spared = rows_of(ngram=2), rows_of(ngram=2, certain=0.6)
     rows.write(1, range(7), model)
@@ -109,14 +109,21 @@ def test_what_the_untouched_model_was_certain_of_at_first_is_spared() -> None:
     with evaluating(model), torch.no_grad(), model.disable_adapter():
         logits = model(batch["input_ids"]).logits
     known = logits.softmax(-1).gather(-1, batch["targets"][..., None])[..., 0]
-    sure = torch.zeros_like(known, dtype=torch.bool)
+    expected, moved, free = torch.full_like(found, -1), 0, 0
     for row, place in (batch["previous"] >= 0).nonzero().tolist():
-        ids = [batch["input_ids"][row, 0].item(), *batch["targets"][row].tolist()]
+        ids = batch["targets"][row].tolist()
         grams = [tuple(ids[at - 1 : at + 1]) for at in range(1, len(ids))]
-        sure[row, place] = known[row, grams.index(grams[place])] > 0.6
-    assert torch.equal(found, batch["previous"].masked_fill(sure, -1))
-    assert ((batch["previous"] >= 0) & sure).any()
-    assert (found >= 0).any()
+        first, last = grams.index(grams[place - 1], 7) + 1, batch["previous"][row, place]
+        if known[row, first] <= 0.6:
+            expected[row, place] = last
+        elif known[row, first - 1] <= 0.6:
+            expected[row, place - 1] = last - 1
+            moved += 1
+        else:
+            free += 1
+    assert torch.equal(found, expected)
+    assert moved
+    assert free
     with pytest.raises(UsageError, match=r"certain=0.6 needs the untouched model"):
         spared.write(1, range(7), model)
 
@@ -231,7 +238,7 @@ def test_rows_are_written_anew_when_they_are_due(tmp_path) -> None:
     assert written == [(1, 6), (4, 6), (7, 4)], "two rows a step, and no step beyond the last"
 
 
-def test_documents_are_continued_from_several_places() -> None:
+def test_few_documents_are_continued_from_their_middle_too(monkeypatch) -> None:
     tokenizer = AutoTokenizer.from_pretrained(pretrained.locate("embedded"))
     text = " ".join(f"number {i}" for i in range(60))
     ids = tokenizer(text, add_special_tokens=False).input_ids
@@ -240,10 +247,13 @@ def test_documents_are_continued_from_several_places() -> None:
     rows = own_rows.build([text, "short", text], data, settings, tokenizer, 10_000)
     begins = [[tokenizer.bos_token_id, *ids[at : at + 15]] for at in range(0, len(ids) - 15, 64)]
     assert len(begins) > 1
-    assert rows.starts.tolist() == begins * 2
+    assert rows.starts.tolist() == begins[:1] * 2 + begins[1:] * 2
     assert rows.ends == (tokenizer.eos_token_id,)
     few = own_rows.build([text, text], data, settings, tokenizer, 20)
     assert few.starts.tolist() == begins[:1], "no more text than the budget"
+    monkeypatch.setattr(own_rows, "ENOUGH", 2)
+    many = own_rows.build([text, text], data, settings, tokenizer, 10_000)
+    assert many.starts.tolist() == begins[:1] * 2
     with pytest.raises(InputError, match="holds no document of 15 tokens to continue"):
         own_rows.build(["short"], data, settings, tokenizer, 10_000)
 
