@@ -87,11 +87,12 @@ def _compiler() -> str:
 def _cache() -> Path:
     """A directory of the user's own; a temporary one where the home cannot be written."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    for at in (Path(base), Path(tempfile.gettempdir()) / f"linearize-{os.getuid()}"):
+    user = os.getuid() if hasattr(os, "getuid") else 0  # Windows has none
+    for at in (Path(base), Path(tempfile.gettempdir()) / f"linearize-{user}"):
         try:
             own = at / "linearize" / "native"
             own.mkdir(parents=True, exist_ok=True)
-            if own.stat().st_uid == os.getuid() and os.access(own, os.W_OK):
+            if own.stat().st_uid == user and os.access(own, os.W_OK):
                 return own
         except OSError:
             continue
