@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .native import call
+
 SEGMENT = 1024  # tokens of all rows together (docs/speed.md)
 UNIT = 64  # segments of a row that goes on are multiples of it, so that all chunks are full
 
@@ -92,8 +94,9 @@ def run(
     - `tensors`: [B, ...] each, cut as the pieces say; gradients of overlapping cuts are added.
     - `states`: [S, ...] each, rows of which go from piece to piece.
     - `step`: (piece, what is cut from the tensors, rows of the states) -> outputs for the piece's
-      tokens and the rows moved on. It is called again in the backward pass. Outputs are
-      [B, tokens, *shape], or their axes split further, in any layout: they are copied once.
+      tokens and the rows moved on. It is called again in the backward pass, where C forms compute
+      nothing: what it does to their results must be linear. Outputs are [B, tokens, *shape], or
+      their axes split further, in any layout: they are copied once.
     - `shape`: of one token's output.
     """
     if torch.is_grad_enabled() and any(x.requires_grad for x in (*tensors, *states)):
@@ -157,7 +160,7 @@ class _Segments(torch.autograd.Function):
             before = [
                 x.detach().requires_grad_() for x in starts[n * per_piece : (n + 1) * per_piece]
             ]
-            with torch.enable_grad():
+            with torch.enable_grad(), call.graph_alone():
                 done, after = ctx.step(piece, tuple(cut), tuple(before))
             leaves = [x for x in (*cut, *before) if x.requires_grad]
             own_grad = o_grad[:, piece.tokens].reshape(done.shape)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from collections.abc import Iterator
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +26,22 @@ def takes(*tensors: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and build.ready()
     )
+
+
+_graph_alone: ContextVar[bool] = ContextVar("linearize_graph_alone", default=False)
+
+
+@contextlib.contextmanager
+def graph_alone() -> Iterator[None]:
+    """Inside the block forward passes compute nothing; their outputs hold anything.
+
+    For a graph that is made again for its backward pass, where inputs are all that is needed.
+    """
+    token = _graph_alone.set(True)
+    try:
+        yield
+    finally:
+        _graph_alone.reset(token)
 
 
 def whole(x: Tensor, axes: int = 1) -> Tensor:
@@ -56,6 +75,8 @@ def run(name: str, *arguments: ctypes.Structure | Tensor) -> None:
 
     What the threads work on is a tensor, so that whoever counts memory counts it too.
     """
+    if _graph_alone.get():
+        return
     library, threads = build.library(), torch.get_num_threads()
     given = [
         ctypes.byref(x) if isinstance(x, ctypes.Structure) else ctypes.c_void_p(pointer(x))
