@@ -96,8 +96,8 @@ class Size:
 FULL = Size(
     documents=24_000,
     short=24,
-    long=64,
-    words=(8, 16, 24, 32, 48, 64),
+    long=80,
+    words=(12, 24, 36, 48, 64, 80),
     items=200,
     teacher={},
 )
