@@ -20,7 +20,7 @@ from .seeds import generator
 FORMS = ("once", "announced", "twice")
 WORDS = 80  # that are keys in lists of pairs
 NUMBERS = 1  # that belong to a key
-FACTS = 33  # kinds of them in reports
+FACTS = 40  # kinds of them in reports
 
 Told = tuple[str, str]  # what is read before the first answer, and the rest
 
@@ -51,22 +51,26 @@ def texts(
     seed: int,
     longest: int,
     questions: int = 12,
+    announced: int = 3,
     forms: Sequence[str] = FORMS,
 ) -> Iterator[Told]:
     """Documents with questions and answers.
 
     Args:
         seed: of the corpus; no two documents are equal but by chance.
-        longest: words of a document read once, at most; lengths are spread evenly over octaves.
-        questions: asked about a document, at most.
+        longest: words of a document read once, at most; the least are 8.
+        questions: asked about a document that is read once, at most.
+        announced: questions about another one, at most: the fewer, the more it pays to keep only
+            what will be asked for.
         forms: drawn from.
     """
     for i in range(documents):
         rng = generator(seed, i)
-        words = int(2 ** rng.uniform(3, np.log2(longest)))
+        words = int(rng.integers(8, longest + 1))
         form = forms[int(rng.integers(len(forms)))]
         made = pair_list(rng, pairs_of(words)) if rng.random() < 0.5 else report(rng, words)
-        count = min(len(made.facts), int((questions + 1) ** rng.random()))
+        most = questions if form == "once" else announced
+        count = min(len(made.facts), int(rng.integers(1, most + 1)))
         asked = [list(made.facts)[i] for i in rng.permutation(len(made.facts))[:count]]
         yield told(made, asked, form)
 
@@ -82,8 +86,8 @@ def pairs_of(words: int) -> int:
 
 
 def report(rng: np.random.Generator, words: int) -> Document:
-    """A report with a fact per four words, up to all kinds there are."""
-    attributes = int(np.clip(words // 4, 2, FACTS))
+    """A report with as many facts as `words` words hold, and hardly any filler."""
+    attributes = int(np.clip((words - 4) // 3, 2, FACTS))
     return extraction.fda_document(rng, words=words, attributes=attributes, easy=True)
 
 
