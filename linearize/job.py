@@ -73,7 +73,7 @@ class Job(ABC):
         )
         if recipe.data.prompt:
             self.rows = answer_rows.build(recipe.data, self.tokenizer, budget)
-        if prefix_rows.OBJECTIVE in recipe.training.objective:
+        elif prefix_rows.OBJECTIVE in recipe.training.objective:
             if recipe.encoder.prompt:
                 self.rows = prompt_rows.build(recipe.data, recipe.encoder, self.tokenizer, budget)
             else:

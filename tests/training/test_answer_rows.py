@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from linearize import pretrained
-from linearize.errors import InputError
+from linearize import recipe as recipes
+from linearize.errors import InputError, UsageError
 from linearize.recipe import DataSettings
-from linearize.training import answer_rows
+from linearize.training import answer_rows, stages
 from linearize.training.answer_rows import AnswerRows
 from linearize.training.packing import IGNORED
 
@@ -76,3 +77,9 @@ def test_texts_must_begin_with_their_prompts(tmp_path: Path, tokenizer: object) 
     settings = DataSettings(source=str(path), prompt="prompt", eval_source=str(path))
     with pytest.raises(InputError, match="must begin with what field 'prompt' holds"):
         answer_rows.build(settings, tokenizer, 100)
+
+
+def test_it_is_not_for_prompts_that_are_read_as_a_whole() -> None:
+    recipe = recipes.load("jrt", ["data.prompt=prompt"])
+    with pytest.raises(UsageError, match="cannot work with objective"):
+        stages.check(recipe)
