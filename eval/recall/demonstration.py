@@ -28,7 +28,7 @@ SEED = 2025  # of the questions; the corpora have others
 
 # Model -> its text, and what differs from the recipe of the conversion.
 CONVERSIONS: dict[str, tuple[str, list[str]]] = {
-    "liger": ("long.jsonl", []),
+    "liger": ("asked.jsonl", []),
     "prefix": (
         "once.jsonl",
         [
@@ -40,11 +40,11 @@ CONVERSIONS: dict[str, tuple[str, list[str]]] = {
             "encoder.mask_token='~'",  # the corpus has none
             "training.objective.masked_prefix=0",
             # here every document has a row to itself, most of it padding, which counts
-            "training.tokens=4_000_000",
+            "training.tokens=3_000_000",
             "training.batch_size=12",
         ],
     ),
-    "window": ("long.jsonl", ["liger.mix=window"]),
+    "window": ("asked.jsonl", ["liger.mix=window"]),
 }
 
 
@@ -98,7 +98,7 @@ FULL = Size(
     documents=24_000,
     short=24,
     long=96,
-    words=(16, 32, 48, 64, 80, 96),
+    words=(24, 36, 48, 64, 80, 96),
     items=150,
     teacher={},
 )
@@ -182,6 +182,9 @@ def _corpus(folder: Path, size: Size) -> dict[str, str]:
         "drill.jsonl": corpus.drills(n, seed=1),
         "short.jsonl": corpus.texts(n, seed=2, longest=size.short),
         "long.jsonl": corpus.texts(n, seed=3, longest=size.long),
+        "asked.jsonl": corpus.texts(
+            n, seed=5, longest=size.long, questions=3, forms=("once", "announced", "twice", "twice")
+        ),
         "once.jsonl": corpus.texts(n, seed=4, longest=size.long, questions=3, forms=("once",)),
     }
     for name, texts in made.items():
