@@ -71,7 +71,7 @@ class Job(ABC):
         self.rows, self.held_out, self.data = packing.build_rows(
             recipe.data, self.tokenizer, budget
         )
-        if recipe.data.prompt:
+        if recipe.data.prompt_field:
             self.rows = answer_rows.build(recipe.data, self.tokenizer, budget)
         elif prefix_rows.OBJECTIVE in recipe.training.objective:
             if recipe.encoder.prompt:

@@ -183,7 +183,7 @@ def pretrain(settings: PretrainRecipe, out: Path, *, resume: bool = False) -> Pa
             row_settings, train_settings = settings.stage(index)
             # All stages draw from the text that the whole budget needs.
             rows, held_out, packed = build_rows(row_settings, tokenizer, sum(budgets))
-            if row_settings.prompt:
+            if row_settings.prompt_field:
                 rows = answer_rows.build(row_settings, tokenizer, sum(budgets))
             size = train_settings.batch_size
             result = train(

@@ -33,7 +33,7 @@ CONVERSIONS: dict[str, tuple[str, list[str]]] = {
         "once.jsonl",
         [
             "liger.prefix=jrt",
-            "data.prompt=null",
+            "data.prompt_field=null",
             "encoder.prompt=prompt",
             "encoder.rows=1",
             "encoder.masked=0",  # what is asked for would be hidden as often

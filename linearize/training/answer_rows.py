@@ -51,7 +51,7 @@ def build(
     """
     bos = bos_of(tokenizer, settings)
     eos = [tokenizer.eos_token_id] if settings.eos and tokenizer.eos_token_id is not None else []
-    found = data.prompted(settings, settings.prompt or "")
+    found = data.prompted(settings, settings.prompt_field or "")
     tokens: list[NDArray[np.int32]] = []
     learned: list[NDArray[np.int32]] = []
     count = 0

@@ -57,9 +57,9 @@ def checkpoints(run_dir: Path) -> list[Path]:
 def check(recipe: AnyRecipe) -> None:
     """Raises `UsageError` for objectives that are unknown, or that this training cannot have."""
     weights = recipe.training.objective
-    if recipe.data.prompt and prefix_rows.OBJECTIVE in weights:
+    if recipe.data.prompt_field and prefix_rows.OBJECTIVE in weights:
         raise UsageError(
-            f"data.prompt={recipe.data.prompt!r} cannot work with objective "
+            f"data.prompt_field={recipe.data.prompt_field!r} cannot work with objective "
             f"'{prefix_rows.OBJECTIVE}', whose rows are made by encoder.prompt; set only that one"
         )
     repeats = objectives.needs_repeats(weights)

@@ -31,7 +31,7 @@ def built(path: Path, tokenizer: object, *, tokens: int = 10_000, seq_len: int =
     rows = [{"text": prompt + rest, "prompt": prompt} for prompt, rest in PAIRS]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = DataSettings(
-        source=str(path), prompt="prompt", seq_len=seq_len, eval_source=str(path)
+        source=str(path), prompt_field="prompt", seq_len=seq_len, eval_source=str(path)
     )
     return answer_rows.build(settings, tokenizer, tokens)
 
@@ -74,12 +74,12 @@ def test_no_more_is_read_than_the_budget_needs(tmp_path: Path, tokenizer: object
 def test_texts_must_begin_with_their_prompts(tmp_path: Path, tokenizer: object) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a b", "prompt": "c"}\n')
-    settings = DataSettings(source=str(path), prompt="prompt", eval_source=str(path))
+    settings = DataSettings(source=str(path), prompt_field="prompt", eval_source=str(path))
     with pytest.raises(InputError, match="must begin with what field 'prompt' holds"):
         answer_rows.build(settings, tokenizer, 100)
 
 
 def test_it_is_not_for_prompts_that_are_read_as_a_whole() -> None:
-    recipe = recipes.load("jrt", ["data.prompt=prompt"])
+    recipe = recipes.load("jrt", ["data.prompt_field=prompt"])
     with pytest.raises(UsageError, match="cannot work with objective"):
         stages.check(recipe)
