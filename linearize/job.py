@@ -27,6 +27,7 @@ from .liger import bases
 from .output import OutputDirectory
 from .recipe import AnyRecipe, RecurrenceSettings, TrainingSettings
 from .training import (
+    answer_rows,
     data,
     evaluate,
     objectives,
@@ -70,7 +71,9 @@ class Job(ABC):
         self.rows, self.held_out, self.data = packing.build_rows(
             recipe.data, self.tokenizer, budget
         )
-        if prefix_rows.OBJECTIVE in recipe.training.objective:
+        if recipe.data.prompt_field:
+            self.rows = answer_rows.build(recipe.data, self.tokenizer, budget)
+        elif prefix_rows.OBJECTIVE in recipe.training.objective:
             if recipe.encoder.prompt:
                 self.rows = prompt_rows.build(recipe.data, recipe.encoder, self.tokenizer, budget)
             else:

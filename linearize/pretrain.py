@@ -34,7 +34,7 @@ from . import recipe
 from .errors import LinearizeError, UsageError
 from .output import OutputDirectory
 from .recipe import DataSettings, RecurrenceSettings, TrainingSettings
-from .training import corpora, data
+from .training import answer_rows, corpora, data
 from .training.evaluate import loss_by_position, loss_by_recurrences, mean_loss, token_losses
 from .training.loop import train
 from .training.packing import Rows, build_rows
@@ -183,6 +183,8 @@ def pretrain(settings: PretrainRecipe, out: Path, *, resume: bool = False) -> Pa
             row_settings, train_settings = settings.stage(index)
             # All stages draw from the text that the whole budget needs.
             rows, held_out, packed = build_rows(row_settings, tokenizer, sum(budgets))
+            if row_settings.prompt_field:
+                rows = answer_rows.build(row_settings, tokenizer, sum(budgets))
             size = train_settings.batch_size
             result = train(
                 model,

@@ -79,6 +79,7 @@ class DataSettings(_Strict):
     config: str | None = None  # configuration name of a hub data set
     split: str = "train"  # split of a hub data set
     field: str = "text"  # field of .jsonl / .parquet / hub rows that holds the text
+    prompt_field: str | None = None  # with how the text begins: only what follows is learned
     eval_source: str | None = None  # held-out text; None takes eval_fraction of the documents
     eval_fraction: float = Field(0.02, gt=0, lt=1)
     eval_tokens: int = Field(50_000, ge=1)  # at most this many tokens are evaluated

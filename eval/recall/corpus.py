@@ -17,10 +17,10 @@ from . import extraction, pairs
 from .extraction import Document
 from .seeds import generator
 
-FORMS = ("once", "announced", "twice", "twice")  # as often as they stand here
+FORMS = ("once", "announced", "twice")
 WORDS = 80  # that are keys in lists of pairs
 NUMBERS = 1  # that belong to a key
-FACTS = 9  # kinds of them in reports
+FACTS = 40  # kinds of them in reports
 
 Told = tuple[str, str]  # what is read before the first answer, and the rest
 
@@ -50,23 +50,27 @@ def texts(
     *,
     seed: int,
     longest: int,
-    questions: int = 4,
+    questions: int = 12,
+    announced: int = 3,
     forms: Sequence[str] = FORMS,
 ) -> Iterator[Told]:
     """Documents with questions and answers.
 
     Args:
         seed: of the corpus; no two documents are equal but by chance.
-        longest: words of a document read once, at most; lengths are spread evenly over octaves.
-        questions: asked about a document, at most.
+        longest: words of a document read once, at most; the least are 8.
+        questions: asked about a document that is read once, at most.
+        announced: questions about another one, at most: the fewer, the more it pays to keep only
+            what will be asked for.
         forms: drawn from.
     """
     for i in range(documents):
         rng = generator(seed, i)
-        words = int(2 ** rng.uniform(3, np.log2(longest)))
+        words = int(rng.integers(8, longest + 1))
         form = forms[int(rng.integers(len(forms)))]
         made = pair_list(rng, pairs_of(words)) if rng.random() < 0.5 else report(rng, words)
-        count = min(len(made.facts), int(rng.integers(1, questions + 1)))
+        most = questions if form == "once" else announced
+        count = min(len(made.facts), int(rng.integers(1, most + 1)))
         asked = [list(made.facts)[i] for i in rng.permutation(len(made.facts))[:count]]
         yield told(made, asked, form)
 
@@ -82,20 +86,20 @@ def pairs_of(words: int) -> int:
 
 
 def report(rng: np.random.Generator, words: int) -> Document:
-    """A report with a fact per eight words, up to all kinds there are."""
-    attributes = int(np.clip(words // 8, 2, FACTS))
+    """A report with as many facts as `words` words hold, and hardly any filler."""
+    attributes = int(np.clip((words - 4) // 3, 2, FACTS))
     return extraction.fda_document(rng, words=words, attributes=attributes, easy=True)
 
 
 def told(made: Document, asked: list[str], form: str) -> Told:
     """A document with its questions and their answers, in one of `FORMS`."""
     is_list = made.text.startswith("Pairs:")
-    names = {key: key if is_list else f"{_capital(key)}:" for key in asked}
+    names = {key: key if is_list else _capital(key) for key in asked}
     stop = "" if is_list else "."
     first, *others = (f" {names[key]} {made.facts[key]}{stop}" for key in asked)
     question = f" {names[asked[0]]}"
-    about = ", ".join(name.removesuffix(":") for name in names.values())
-    read = _reading(made.text, f"Information about {about}.", form) + question
+    announcement = f"Information about {', '.join(names.values())}."
+    read = _reading(made.text, announcement, form) + question
     return read, "".join([first.removeprefix(question), *others])
 
 
@@ -103,7 +107,7 @@ def _reading(text: str, announcement: str, form: str) -> str:
     """What is read of a document before its question, in one of `FORMS`."""
     if form == "once":
         return text
-    return f"{announcement} {text}" if form == "announced" else f"{text} {announcement}\n{text}"
+    return f"{announcement} {text}" if form == "announced" else f"{announcement} {text}\n{text}"
 
 
 def _capital(key: str) -> str:

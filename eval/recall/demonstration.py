@@ -28,22 +28,23 @@ SEED = 2025  # of the questions; the corpora have others
 
 # Model -> its text, and what differs from the recipe of the conversion.
 CONVERSIONS: dict[str, tuple[str, list[str]]] = {
-    "window": ("long.jsonl", ["liger.mix=window"]),
-    "liger": ("long.jsonl", []),
+    "liger": ("asked.jsonl", []),
     "prefix": (
         "once.jsonl",
         [
             "liger.prefix=jrt",
-            "training.objective.masked_prefix=0",
+            "data.prompt_field=null",
             "encoder.prompt=prompt",
             "encoder.rows=1",
             "encoder.masked=0",  # what is asked for would be hidden as often
             "encoder.mask_token='~'",  # the corpus has none
-            # as many documents: here every one has a row to itself, most of it padding
-            "training.tokens=1_200_000",
-            "training.batch_size=8",
+            "training.objective.masked_prefix=0",
+            # here every document has a row to itself, most of it padding, which counts
+            "training.tokens=3_000_000",
+            "training.batch_size=12",
         ],
     ),
+    "window": ("asked.jsonl", ["liger.mix=window"]),
 }
 
 
@@ -96,9 +97,9 @@ class Size:
 FULL = Size(
     documents=24_000,
     short=24,
-    long=64,
-    words=(8, 16, 24, 32, 48, 64),
-    items=200,
+    long=96,
+    words=(24, 36, 48, 64, 80, 96),
+    items=150,
     teacher={},
 )
 _FEW = {"training": {"tokens": 2_048, "batch_size": 4}}
@@ -181,7 +182,10 @@ def _corpus(folder: Path, size: Size) -> dict[str, str]:
         "drill.jsonl": corpus.drills(n, seed=1),
         "short.jsonl": corpus.texts(n, seed=2, longest=size.short),
         "long.jsonl": corpus.texts(n, seed=3, longest=size.long),
-        "once.jsonl": corpus.texts(n, seed=4, longest=size.long, forms=("once",)),
+        "asked.jsonl": corpus.texts(
+            n, seed=5, longest=size.long, questions=3, forms=("once", "announced", "twice", "twice")
+        ),
+        "once.jsonl": corpus.texts(n, seed=4, longest=size.long, questions=3, forms=("once",)),
     }
     for name, texts in made.items():
         if not (folder / name).exists():

@@ -43,12 +43,16 @@ class Document:
 
 @dataclass(frozen=True)
 class _Kind:
-    """A kind of documents: how it begins, what it states, what fills it, what joins the parts."""
+    """A kind of documents: how it begins, what it states, what fills it, what joins the parts.
+
+    `colon`: stands between key and value.
+    """
 
     head: Make
     facts: Mapping[str, Make]
     filler: Sequence[Make]
     joint: str
+    colon: str = ":"
 
 
 def fda_like(
@@ -81,13 +85,13 @@ def swde_like(
 def fda_document(rng: Rng, *, words: int, attributes: int, easy: bool = False) -> Document:
     """One report; arguments as in `fda_like`.
 
-    `easy`: leave out facts that are numbers and letters without a meaning, many tokens each, and
-    all but one whose first word may be another's too. There are 9 kinds of facts then.
+    `easy`: the facts are numbers with a unit, 40 kinds, so short that many stand in a short report.
+    No colon stands behind a key: its value follows it at once.
     """
     kind = _FDA
     if easy:
-        facts = {key: make for key, make in _FDA.facts.items() if key not in _CODES + _PLACES}
-        kind = replace(_FDA, facts=facts)
+        amounts = {key: _FDA.facts[key] for key in _AMOUNTS}
+        kind = replace(_FDA, facts=amounts | _MEASURED, colon="")
     return _document(kind, rng, words, attributes)
 
 
@@ -147,7 +151,10 @@ def _document(kind: _Kind, rng: Rng, words: int, attributes: int) -> Document:
     keys = [list(kind.facts)[i] for i in rng.permutation(len(kind.facts))[:attributes]]
     facts = {key: kind.facts[key](rng) for key in keys}
     head = kind.head(rng)
-    lines = [f"{key[0].upper()}{key[1:]}: {value}{_stop(kind)}" for key, value in facts.items()]
+    lines = [
+        f"{key[0].upper()}{key[1:]}{kind.colon} {value}{_stop(kind)}"
+        for key, value in facts.items()
+    ]
     missing = words - len(" ".join([head, *lines]).split())
     filler: list[str] = []
     while missing > 0:
@@ -237,8 +244,14 @@ _FDA = _Kind(
     ),
     joint=" ",
 )
-_CODES = ("product code", "regulation section", "510(k) number", "predicate number", "calibrator")
-_PLACES = ("device name", "site")  # as the applicant is named after
+_AMOUNTS = ("storage temperature", "sample volume", "shelf life")
+_SUBSTANCE = (
+    "sodium potassium chloride magnesium phosphate iron zinc copper creatinine bilirubin cortisol "
+    "estradiol prolactin testosterone thyroxine folate fibrinogen haptoglobin transferrin "
+    "cholesterol lipase amylase ammonia protein calcium ferritin glucose insulin lactate myoglobin "
+    "troponin urea albumin globulin keratin gastrin renin"
+)
+_MEASURED = {name: _made("{n} units", n=_LARGE) for name in _SUBSTANCE.split()}
 _MENU = _of("Home", "News", "Sign in", "Help", "Photos", "Top 50", "Contact", "Privacy")
 _REMARK = _of(
     "Was this helpful?", "Read more.", "Rated 4 of 5.", "Rated 2 of 5.", "Write a review."

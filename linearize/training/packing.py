@@ -146,8 +146,8 @@ def build_rows(
     }
     if settings.boundaries:
         bos = bos_of(tokenizer, settings)
-        tokens, starts = _whole(tokens, starts, row, bos)
-        held_tokens, held_starts = _whole(held_tokens, held_starts, row, bos)
+        tokens, starts = whole(tokens, starts, row, bos)
+        held_tokens, held_starts = whole(held_tokens, held_starts, row, bos)
     return build(tokens, starts), build(held_tokens, held_starts), info
 
 
@@ -156,7 +156,7 @@ def bos_of(tokenizer: PreTrainedTokenizerBase, settings: DataSettings) -> list[i
     return [tokenizer.bos_token_id] if settings.bos and tokenizer.bos_token_id is not None else []
 
 
-def _whole(
+def whole(
     tokens: NDArray[np.int32], starts: NDArray[np.int64], row: int, bos: list[int]
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Lay documents into rows so that those that fit are never cut: best fit, longest first.

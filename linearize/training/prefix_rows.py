@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ class PrefixRows(Rows):
     - `mask_id`: the mask token.
     """
 
+    FIRST: ClassVar[bool] = False  # as in `masked`
+
     settings: EncoderSettings
     mask_id: int
 
@@ -44,7 +47,8 @@ class PrefixRows(Rows):
         chosen = torch.rand(len(indices)) < self.settings.rows
         chosen[0] |= not chosen.any()
         hidden = torch.rand(found["input_ids"].shape) < self.settings.masked
-        return masked(found, torch.where(chosen, lengths, 0), hidden, self.mask_id)
+        lengths = torch.where(chosen, lengths, 0)
+        return masked(found, lengths, hidden, self.mask_id, first=self.FIRST)
 
     def _lengths(self, indices: list[int]) -> Tensor:
         """[B] int64, of the prefixes that rows have if they have one."""
@@ -55,7 +59,12 @@ class PrefixRows(Rows):
 
 
 def masked(
-    batch: dict[str, Tensor], lengths: Tensor, hidden: Tensor, mask_id: int
+    batch: dict[str, Tensor],
+    lengths: Tensor,
+    hidden: Tensor,
+    mask_id: int,
+    *,
+    first: bool = False,
 ) -> dict[str, Tensor]:
     """A batch with prefixes.
 
@@ -64,6 +73,8 @@ def masked(
         lengths: [B] int64, tokens of each row's prefix.
         hidden: [B, T] bool, tokens to mask, inside the prefix.
         mask_id: what stands in their place.
+        first: whether the first token behind the prefix is a target, of the prefix's last token. In
+            the published loss it is not.
 
     Returns `input_ids` with masks, `unmasked` (as they were), `targets` without those of the
     prefix, `masked_targets` (the hidden tokens in their own places, -100 elsewhere) and
@@ -72,11 +83,12 @@ def masked(
     ids, targets = batch["input_ids"], batch["targets"]
     inside = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
     hidden = hidden & inside
+    read = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None] - int(first)
     return {
         **batch,
         "input_ids": ids.masked_fill(hidden, mask_id),
         "unmasked": ids,
-        "targets": targets.masked_fill(inside, IGNORED),
+        "targets": targets.masked_fill(read, IGNORED),
         "masked_targets": ids.masked_fill(~hidden, IGNORED),
         "prefix_lengths": lengths,
     }

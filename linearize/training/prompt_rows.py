@@ -31,6 +31,8 @@ class PromptRows(PrefixRows):
     - `ends`: [N] int64, tokens of each row.
     """
 
+    FIRST = True  # an answer of one token would have no target otherwise
+
     lengths: NDArray[np.int64]
     ends: NDArray[np.int64]
 

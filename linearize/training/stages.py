@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import UsageError
 from ..recipe import AnyRecipe, Recipe, StageSettings, TrainingSettings
-from . import checkpoint, objectives, own_rows
+from . import checkpoint, objectives, own_rows, prefix_rows
 from .optimizer import steps_of
 
 ADDED = {"mix", "prefix"}  # modules that a conversion adds
@@ -57,6 +57,11 @@ def checkpoints(run_dir: Path) -> list[Path]:
 def check(recipe: AnyRecipe) -> None:
     """Raises `UsageError` for objectives that are unknown, or that this training cannot have."""
     weights = recipe.training.objective
+    if recipe.data.prompt_field and prefix_rows.OBJECTIVE in weights:
+        raise UsageError(
+            f"data.prompt_field={recipe.data.prompt_field!r} cannot work with objective "
+            f"'{prefix_rows.OBJECTIVE}', whose rows are made by encoder.prompt; set only that one"
+        )
     repeats = objectives.needs_repeats(weights)
     objectives.check(weights, share=recipe.repetition.share if repeats else 0.0)
     if not recipe.lora.rank and (taught := objectives.needs_teacher(weights)):

@@ -216,7 +216,6 @@ def test_the_corpus_answers_from_its_documents() -> None:
             answers = zip(*[iter(asked.split())] * (1 + corpus.NUMBERS), strict=True)
             assert all(" ".join(answer) in told for answer in answers)
         for copy in copies:
-            start = "Pairs:" if "Pairs:" in copy else "Summary"
-            document, announced = copy.split(" Information about ")
-            assert last.startswith(document[document.index(start) :])
-            assert announced.removesuffix(".").split(", ")[0] in last.removeprefix(document)
+            announced, document = copy.removeprefix("Information about ").split(". ", 1)
+            assert last.startswith(document)
+            assert announced.split(", ")[0] in last.removeprefix(document)

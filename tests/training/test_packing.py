@@ -141,7 +141,7 @@ def test_documents_that_fit_are_never_cut(lengths: list[int], row: int, bos: boo
     documents = [[next(numbers) for _ in range(length)] for length in lengths]
     starts = np.cumsum([0, *lengths[:-1]])
     flat = np.array([t for d in documents for t in d], dtype=np.int32)
-    tokens, at = packing._whole(flat, starts, row, [0] if bos else [])
+    tokens, at = packing.whole(flat, starts, row, [0] if bos else [])
     rows = Rows(tokens, at, row)
     assert len(tokens) == len(rows) * row
     assert sorted(t for t in tokens.tolist() if t > 0) == flat.tolist()

@@ -52,9 +52,9 @@ def test_the_prompt_is_the_prefix(tmp_path: Path, tokenizer: object) -> None:
             ids, targets = batch["unmasked"][row], batch["targets"][row]
             assert tokenizer.decode(ids[:length], skip_special_tokens=True) == prompt
             assert tokenizer.decode(ids[length:end]) == rest
-            assert (targets[:length] == IGNORED).all()
-            follows = targets[length : end - 1]
-            assert torch.equal(follows, ids[length + 1 : end])
+            assert (targets[: length - 1] == IGNORED).all()
+            follows = targets[length - 1 : end - 1]
+            assert torch.equal(follows, ids[length:end])
             asked = batch["masked_targets"][row] != IGNORED
             assert not asked[length:].any()
             hidden += int(asked.sum())
