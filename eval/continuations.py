@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
+
+import torch
+import torch.nn.functional as F
 
 from linearize.decoding import generate
 from linearize.errors import InputError
@@ -22,7 +26,10 @@ def measure(recipe: FinetuneRecipe) -> Callable[[Any, Any], dict[str, float]] | 
     The function gives, for greedy continuations of the first tokens of held-out documents,
     `rep-2`, `rep-3`, `rep-4`, `rep-w` over token ids and `rep-sen`, as defined in
     `linearize.eval.metrics.repetition`; `ended`, the share that stopped by itself; `tokens`, their
-    mean number; `text rep-4`, what the documents themselves have in that place, for as many tokens.
+    mean number; `text rep-4`, what the documents themselves have in that place, for as many tokens;
+    `text perplexity`, the model's of the documents read from their beginning that far. Held-out
+    rows may be cut out of the middle of documents, which training gets a model used to: this has
+    none.
     And for prompts at whose end a sentence (`recipe.repetition.unit`) stands
     `recipe.measure.copies` times already: `loop rep-4` of what follows, and `loop goes on`, the
     share that begins with another whole copy.
@@ -50,6 +57,8 @@ def measure(recipe: FinetuneRecipe) -> Callable[[Any, Any], dict[str, float]] | 
         found["ended"] = sum(m.finish_reason == "eos" for m in made) / len(made)
         found["tokens"] = sum(len(m.ids) for m in made) / len(made)
         found["text rep-4"] = rep_n(rests, 4)
+        whole = [start + rest for start, rest in zip(starts, rests, strict=True)]
+        found["text perplexity"] = _perplexity(model, whole)
         if settings.copies:
             loops = _loops(recipe, tokenizer)
             made = continued(model, tokenizer, [before + copied for before, copied in loops])
@@ -60,6 +69,17 @@ def measure(recipe: FinetuneRecipe) -> Callable[[Any, Any], dict[str, float]] | 
         return found
 
     return run
+
+
+@torch.no_grad()
+def _perplexity(model: Any, texts: Sequence[Sequence[int]]) -> float:
+    device, nats, count = next(model.parameters()).device, 0.0, 0
+    for ids in texts:
+        row = torch.tensor([ids], device=device)
+        logits = model(input_ids=row, use_cache=False).logits[0, :-1].float()
+        nats += F.cross_entropy(logits, row[0, 1:], reduction="sum").item()
+        count += len(ids) - 1
+    return math.exp(nats / count)
 
 
 def _cut(recipe: FinetuneRecipe, tokenizer: Any) -> list[tuple[list[int], list[int]]]:

@@ -46,6 +46,7 @@ def test_the_whole_path(
     assert found["path"] == str(out)
     assert found["measured"]["before"]["tokens"] == 16
     assert set(found["measured"]["after"]) >= {"rep-4", "ended", "loop rep-4", "loop goes on"}
+    assert found["measured"]["before"]["text perplexity"] > 1
     assert found["measured"]["before"]["text rep-4"] == found["measured"]["after"]["text rep-4"]
     saved = json.loads((out / "result.json").read_text())
     assert {**found, **saved} == found
