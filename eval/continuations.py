@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
-import torch
-import torch.nn.functional as F
+import numpy as np
 
 from linearize.decoding import generate
 from linearize.errors import InputError
 from linearize.eval.metrics.repetition import rep_n, repetition, seq_rep_n
 from linearize.recipe import FinetuneRecipe
 from linearize.training import data, pseudo_repetition
-from linearize.training.packing import row_at
+from linearize.training.evaluate import mean_loss
+from linearize.training.packing import Rows, row_at, whole
 
 _KEPT = ("rep-2", "rep-3", "rep-4", "rep-w", "rep-sen")
 
@@ -57,8 +57,8 @@ def measure(recipe: FinetuneRecipe) -> Callable[[Any, Any], dict[str, float]] | 
         found["ended"] = sum(m.finish_reason == "eos" for m in made) / len(made)
         found["tokens"] = sum(len(m.ids) for m in made) / len(made)
         found["text rep-4"] = rep_n(rests, 4)
-        whole = [start + rest for start, rest in zip(starts, rests, strict=True)]
-        found["text perplexity"] = _perplexity(model, whole)
+        texts = [start + rest for start, rest in zip(starts, rests, strict=True)]
+        found["text perplexity"] = _perplexity(model, texts, settings.at_once)
         if settings.copies:
             loops = _loops(recipe, tokenizer)
             made = continued(model, tokenizer, [before + copied for before, copied in loops])
@@ -71,15 +71,12 @@ def measure(recipe: FinetuneRecipe) -> Callable[[Any, Any], dict[str, float]] | 
     return run
 
 
-@torch.no_grad()
-def _perplexity(model: Any, texts: Sequence[Sequence[int]]) -> float:
-    device, nats, count = next(model.parameters()).device, 0.0, 0
-    for ids in texts:
-        row = torch.tensor([ids], device=device)
-        logits = model(input_ids=row, use_cache=False).logits[0, :-1].float()
-        nats += F.cross_entropy(logits, row[0, 1:], reduction="sum").item()
-        count += len(ids) - 1
-    return math.exp(nats / count)
+def _perplexity(model: Any, texts: Sequence[Sequence[int]], batch_size: int) -> float:
+    tokens = np.concatenate([np.array(ids, np.int32) for ids in texts])
+    starts = np.cumsum([0, *map(len, texts[:-1])], dtype=np.int64)
+    longest = max(map(len, texts))
+    rows = Rows(*whole(tokens, starts, longest, []), longest)
+    return math.exp(mean_loss(model, rows, batch_size=batch_size)[0])
 
 
 def _cut(recipe: FinetuneRecipe, tokenizer: Any) -> list[tuple[list[int], list[int]]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -44,11 +44,13 @@ def choose(
     device: torch.device,
     length: int,
     kernel: bool = True,
-    native: bool = False,
+    native: Callable[[], bool] = lambda: False,
 ) -> str:
     """The backend for one call on `length` tokens.
 
-    - `kernel`: whether fla has one for the op; `native`: whether the op's C form takes the tensors.
+    - `kernel`: whether fla has one for the op.
+    - `native`: whether the op's C form takes the tensors; asked only where it matters: the answer
+      may take a compiler's time.
 
     Raises `UsageError` if it cannot run here.
     """
@@ -59,8 +61,8 @@ def choose(
             return "fla"
         if length <= STEP_TOKENS:
             return "recurrent"
-        return "native" if native else "chunk"
-    if backend == "native" and not native:
+        return "native" if native() else "chunk"
+    if backend == "native" and not native():
         able, why = native_status()
         raise UsageError(
             "backend 'native' cannot run here: "

@@ -63,7 +63,7 @@ def run(
         device=q.device,
         length=q.shape[1],
         kernel=forms.fla is not None,
-        native=forms.native is not None and call.takes(*tensors),
+        native=lambda: forms.native is not None and call.takes(*tensors),
     )
     state = on_states(lambda x: x.to(dtype), initial_state)
     if chosen == "recurrent" and cu_seqlens is None:

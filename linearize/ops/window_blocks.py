@@ -63,8 +63,10 @@ def blocked(
     spelt_out = softcap is None and pay and q.dtype in EXACT
     how = {"block": block, "scale": scale, "softcap": softcap, "spelt_out": spelt_out}
 
+    device = q.device  # the steps outlive this call, and must not hold q
+
     def look(at: slice) -> Tensor:
-        return _visible(at, block, past, window, documents, sinks, q.device)
+        return _visible(at, block, past, window, documents, sinks, device)
 
     plain = spelt_out and documents is None and sinks is None
     band = look(slice(past, past + block)) if plain else None  # the same for every block

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import InputError
 from ..recipe import DataSettings
 from . import data
-from .packing import IGNORED, PAD, Rows, bos_of, whole
+from .packing import IGNORED, PAD, Rows, bos_of, eos_of, whole
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -50,7 +50,7 @@ def build(
     `data.prompted` does, and `InputError` where there is no document.
     """
     bos = bos_of(tokenizer, settings)
-    eos = [tokenizer.eos_token_id] if settings.eos and tokenizer.eos_token_id is not None else []
+    eos = eos_of(tokenizer, settings)
     found = data.prompted(settings, settings.prompt_field or "")
     tokens: list[NDArray[np.int32]] = []
     learned: list[NDArray[np.int32]] = []

@@ -156,6 +156,11 @@ def bos_of(tokenizer: PreTrainedTokenizerBase, settings: DataSettings) -> list[i
     return [tokenizer.bos_token_id] if settings.bos and tokenizer.bos_token_id is not None else []
 
 
+def eos_of(tokenizer: PreTrainedTokenizerBase, settings: DataSettings) -> list[int]:
+    """What a document ends with: the eos token, or nothing."""
+    return [tokenizer.eos_token_id] if settings.eos and tokenizer.eos_token_id is not None else []
+
+
 def whole(
     tokens: NDArray[np.int32], starts: NDArray[np.int64], row: int, bos: list[int]
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -244,7 +249,7 @@ def _encode(
     if not texts:
         return
     bos = bos_of(tokenizer, settings)
-    eos = [tokenizer.eos_token_id] if settings.eos and tokenizer.eos_token_id is not None else []
+    eos = eos_of(tokenizer, settings)
     # Without special tokens, so that none doubles ours. verbose=False: documents are longer than
     # the model's context and get cut into rows, so the warning about that would be noise.
     encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import InputError
 from ..recipe import DataSettings, EncoderSettings
 from . import data
-from .packing import PAD, bos_of
+from .packing import PAD, bos_of, eos_of
 from .prefix_rows import PrefixRows, mask_token
 
 
@@ -59,7 +59,7 @@ def build(
     `data.prompted` and `prefix_rows.mask_token` do, and `InputError` where there is no document.
     """
     size, bos = settings.seq_len, bos_of(tokenizer, settings)
-    eos = [tokenizer.eos_token_id] if settings.eos and tokenizer.eos_token_id is not None else []
+    eos = eos_of(tokenizer, settings)
     found = data.prompted(settings, encoder.prompt or "")
     pairs = list(itertools.islice(found, max(1, -(-train_tokens // size))))
     if not pairs:

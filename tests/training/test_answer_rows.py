@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
+from prompted import PAIRS, written
 
 from linearize import pretrained
 from linearize import recipe as recipes
@@ -15,12 +15,6 @@ from linearize.training import answer_rows, stages
 from linearize.training.answer_rows import AnswerRows
 from linearize.training.packing import IGNORED
 
-PAIRS = [
-    ("def f(x):", "\n    return x"),
-    ("import", " os"),
-    ("x = [1, 2, 3, 4, 5, 6, 7, 8, 9]\nfor", " a in x:\n    print(a)"),
-]
-
 
 @pytest.fixture(scope="module")
 def tokenizer() -> object:
@@ -28,10 +22,9 @@ def tokenizer() -> object:
 
 
 def built(path: Path, tokenizer: object, *, tokens: int = 10_000, seq_len: int = 64) -> AnswerRows:
-    rows = [{"text": prompt + rest, "prompt": prompt} for prompt, rest in PAIRS]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = written(path, PAIRS)
     settings = DataSettings(
-        source=str(path), prompt_field="prompt", seq_len=seq_len, eval_source=str(path)
+        source=source, prompt_field="prompt", seq_len=seq_len, eval_source=source
     )
     return answer_rows.build(settings, tokenizer, tokens)
 

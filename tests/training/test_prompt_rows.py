@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from prompted import PAIRS, written
 
 from linearize import pretrained
 from linearize.errors import InputError
@@ -15,22 +16,10 @@ from linearize.training import data, prompt_rows
 from linearize.training.packing import IGNORED
 from linearize.training.prompt_rows import PromptRows
 
-PAIRS = [
-    ("def f(x):", "\n    return x"),
-    ("import", " os"),
-    ("x = [1, 2, 3, 4, 5, 6, 7, 8, 9]\nfor", " a in x:\n    print(a)"),
-]
-
 
 @pytest.fixture(scope="module")
 def tokenizer() -> object:
     return pretrained.tokenizer(pretrained.locate("embedded"), False)
-
-
-def written(path: Path, pairs: list[tuple[str, str]]) -> str:
-    rows = [{"text": prompt + rest, "prompt": prompt} for prompt, rest in pairs]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def built(source: str, tokenizer: object, *, seq_len: int = 64, **encoder: object) -> PromptRows:

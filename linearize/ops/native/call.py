@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 
 import torch
@@ -65,9 +65,13 @@ def pointer(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
 
-def steps(x: Tensor) -> ctypes.Array:
-    """Strides of the row, the token and the head of [B, T, heads, size], in numbers."""
-    return Strides(*x.stride()[:3])
+def places(names: str, tensors: Iterable[Tensor]) -> dict[str, object]:
+    """Fields of a structure for tensors [B, T, heads, size] of one-letter names.
+
+    Where each begins, and as `_at` the strides of its row, token and head, in numbers.
+    """
+    each = list(zip(names, tensors, strict=True))
+    return {n: pointer(x) for n, x in each} | {f"{n}_at": Strides(*x.stride()[:3]) for n, x in each}
 
 
 def run(name: str, *arguments: ctypes.Structure | Tensor) -> None:

@@ -52,8 +52,9 @@ static inline long work_size(const Input *x) {
     return 4 * CHUNK * x->k_size + CHUNK * CHUNK + up_to(x->k_size, 16) + x->k_size * x->v_size;
 }
 
-// Tokens of the chunk that begins at `at`; it ends before the next multiple of CHUNK. Writes to w.up exp(b - m): b the log decay from the
-// chunk's start, m half of the whole chunk's; to w.middle exp(m). A lone token gets none of it.
+// Tokens of the chunk that begins at `at`; it ends before the next multiple of CHUNK. Writes to w.up
+// exp(b - m): b the log decay from the chunk's start, m half of the whole chunk's; to w.middle
+// exp(m). A lone token gets none of it.
 static inline long open_chunk(const Input *x, const Part *p, long at, Work w) {
     long K = x->k_size, most = CHUNK - at % CHUNK;
     if (most > p->tokens - at) most = p->tokens - at;

@@ -53,8 +53,7 @@ def _input(tensors: tuple[Tensor, ...], cu_seqlens: Tensor | None) -> ctypes.Str
         gates=g.shape[3],
         bounds=call.pointer(cu_seqlens),
         length=0 if cu_seqlens is not None else q.shape[1],
-        **{n: call.pointer(x) for n, x in zip("qkvg", tensors, strict=True)},
-        **{f"{n}_at": call.steps(x) for n, x in zip("qkvg", tensors, strict=True)},
+        **call.places("qkvg", tensors),
     )
 
 

@@ -58,8 +58,7 @@ def _input(
         sinks=sinks,
         scale=scale,
         begins=call.pointer(begins),
-        **{n: call.pointer(x) for n, x in zip("qkv", tensors, strict=True)},
-        **{f"{n}_at": call.steps(x) for n, x in zip("qkv", tensors, strict=True)},
+        **call.places("qkv", tensors),
     )
 
 
