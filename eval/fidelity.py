@@ -121,7 +121,7 @@ def make(recipe: recipes.Recipe | recipes.FinetuneRecipe) -> None:
 def compare(
     teacher: nn.Module, student: nn.Module, rows: Rows, window: int, *, batch_size: int = 8
 ) -> dict[str, float]:
-    """How far a student is from its teacher on held-out rows.
+    """How far a student is from its teacher on held-out rows, documents from their beginning.
 
     - `ratio`: of perplexities; `beyond`: the same over tokens at positions from `window` on, whose
       context no longer fits the window.
@@ -168,7 +168,7 @@ def run(
         if any(one["folder"] == folder and one["window"] == window for one in held):
             continue
         base = Path(pretrained.locate(recipe.base))
-        _, rows, _ = packing.build_rows(recipe.data, pretrained.tokenizer(base), tokens)
+        rows = packing.beginnings(recipe.data, pretrained.tokenizer(base))
         teacher, student = (pretrained.load(path).eval() for path in (base, out / folder))
         found = compare(teacher, student, rows, window)
         made = json.loads((out / folder / "result.json").read_text(encoding="utf-8"))

@@ -24,9 +24,11 @@ from torch.utils._pytree import TreeSpec, tree_structure, tree_unflatten
 from transformers import DynamicCache
 
 from ..errors import UsageError
+from ..ops.native import linear
 from .attention import LigerAttention
 from .layout import Layout
 from .spec import COMPILE
+from .step_ops import decompositions
 
 _log = logging.getLogger(__name__)
 
@@ -56,17 +58,34 @@ def compiled_steps(model: nn.Module, when: str = "auto") -> Iterator[None]:
         when = "never"
     if when == "never":
         layers = []
+    changed = [*layers, *(_heads(model) if layers else ())]
     for layer in layers:
         steps = layer.__dict__.get("_steps")
         if steps is None or steps.layer is not layer:  # of the layer that this one is a copy of
             layer._steps = steps = _Steps(layer)
         steps.patience = WORTH // len(layers) if when == "auto" else 0
         layer.forward = steps
+    for head in changed[len(layers) :]:
+        head.forward = functools.partial(_logits, head)
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.forward
+        for module in changed:
+            del module.forward
+
+
+def _heads(model: nn.Module) -> list[nn.Linear]:
+    """The head, if it is a linear layer that no other tool has changed."""
+    head = model.get_output_embeddings()
+    return [head] if type(head) is nn.Linear and "forward" not in head.__dict__ else []
+
+
+def _logits(head: nn.Linear, x: Tensor) -> Tensor:
+    """What the head computes; the largest weights of most models are read by the C form."""
+    rows = x.reshape(-1, x.shape[-1])
+    if head.bias is not None or torch.is_grad_enabled() or not linear.takes(rows, head.weight):
+        return type(head).forward(head, x)
+    return linear.operation()(rows, head.weight).view(*x.shape[:-1], -1)
 
 
 def _attention(layer: nn.Module) -> LigerAttention | None:
@@ -185,7 +204,8 @@ class _Steps:
             # what the graph moves on must not be a tensor of inference mode while it is traced
             moved = [torch.empty_like(x) for x in inputs]
             flat = [*weights, *moved]
-            graph = make_fx(step, tracing_mode="fake")(*flat)
+            table = decompositions() if _on_cpu(self.layer) else {}
+            graph = make_fx(step, decomposition_table=table, tracing_mode="fake")(*flat)
             key = (graph.code, *((x.shape, x.stride(), x.dtype, x.device) for x in flat))
             if any(node.op == "get_attr" for node in graph.graph.nodes):
                 key = (*key, id(self))  # its constants are its own

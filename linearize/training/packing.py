@@ -151,6 +151,28 @@ def build_rows(
     return build(tokens, starts), build(held_tokens, held_starts), info
 
 
+def beginnings(settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> Rows:
+    """Held-out documents, each from its beginning to where it would not fit a row.
+
+    `build_rows` cuts longer ones into windows, most of which begin in the middle of a document:
+    training gets a model used to that, which says nothing of how it reads documents. At most
+    `settings.eval_tokens` tokens. Raises `InputError` where no document is held out.
+    """
+    row, bos = settings.seq_len, bos_of(tokenizer, settings)
+    held = _Flat(settings.eval_tokens)
+
+    def encode(texts: list[str]) -> Iterator[NDArray[np.int32]]:
+        return (ids[:row] for ids in _encode(tokenizer, settings, texts))
+
+    _fill({True: held}, ((True, text) for text in data.held_out(settings)), encode)
+    tokens, starts = held.joined()
+    tokens = tokens[: settings.eval_tokens]
+    starts = starts[starts < len(tokens)]
+    if len(tokens) < 2:
+        raise InputError(f"no document of {settings.source} is held out: give --eval-data")
+    return Rows(*whole(tokens, starts, row, bos), row, pad=tokenizer.pad_token_id or 0)
+
+
 def bos_of(tokenizer: PreTrainedTokenizerBase, settings: DataSettings) -> list[int]:
     """What each document begins with: one token, or none."""
     return [tokenizer.bos_token_id] if settings.bos and tokenizer.bos_token_id is not None else []

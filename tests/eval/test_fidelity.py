@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from linearize import pretrained, recipe
 from linearize.errors import UsageError
 from linearize.eval import fidelity
+from linearize.training import packing
+from linearize.training.evaluate import mean_loss
 from linearize.training.packing import Rows
 
 
@@ -99,8 +103,11 @@ def test_what_is_done_stays_done(
     assert [r["name"] for r in results] == ["teacher, fine-tuned", "window alone", "gate gsa"]
     for one in results:
         assert f"| {one['name']} | {one['tokens']:,} | {one['ratio']:.4f} |" in table
-    made = json.loads((tmp_path / "w16-window-alone" / "result.json").read_text())
-    assert results[1]["ratio"] == pytest.approx(made["perplexity_ratio"], rel=1e-5)
+    data = recipe.load(str(tmp_path / "w16-window-alone" / "recipe.yaml")).data
+    rows = packing.beginnings(data, pretrained.tokenizer(Path(model)))
+    both = Path(model), tmp_path / "w16-window-alone"
+    losses = [mean_loss(pretrained.load(m), rows, batch_size=8)[0] for m in both]
+    assert results[1]["ratio"] == pytest.approx(math.exp(losses[1] - losses[0]), rel=1e-5)
 
     def refuse(*_, **__) -> None:
         raise AssertionError("made again")

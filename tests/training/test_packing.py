@@ -198,6 +198,28 @@ def test_held_out_text_of_its_own(tmp_path: Path, tokenizer: PreTrainedTokenizer
     assert tokenizer.decode(held_out.tokens) == "<s>the mat sat</s><s>a cat</s>"
 
 
+def test_beginnings_are_of_documents(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    texts = ["the mat sat " * 30, "a cat", "the cat sat on " * 20]
+    settings = DataSettings(
+        source=corpus(tmp_path / "a.txt", STORIES),
+        eval_source=corpus(tmp_path / "b.txt", texts),
+        seq_len=32,
+    )
+    rows = packing.beginnings(settings, tokenizer)
+    pieces = np.split(rows.tokens, rows.starts[1:])
+    read = sorted(tokenizer.decode(p[p >= 0]) for p in pieces if (p >= 0).any())
+    assert read[0] == "<s>a cat</s>"
+    for one, text in zip(read[1:], (texts[2], texts[0]), strict=True):
+        assert one.startswith("<s>") and text.startswith(one.removeprefix("<s>"))
+        assert len(one) > 32, "a whole row of it"
+    assert (rows.tokens >= 0).sum() == 2 * 32 + len(tokenizer("a cat").input_ids) + 2  # bos, eos
+    fewer = packing.beginnings(settings.model_copy(update={"eval_tokens": 40}), tokenizer)
+    assert (fewer.tokens >= 0).sum() == 40
+    none = DataSettings(source=corpus(tmp_path / "c.txt", ["a cat sat"]))
+    with pytest.raises(InputError, match="no document of .* is held out"):
+        packing.beginnings(none, tokenizer)
+
+
 def test_text_shorter_than_a_row_makes_one_padded_row(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-SOURCES = ("gla_forward.c", "gla_backward.c", "window.c")
+SOURCES = ("gla_forward.c", "gla_backward.c", "window.c", "linear.c")
 SWITCH = "LINEARIZE_NATIVE"  # environment variable; 0 = never
 _HERE = Path(__file__).parent
 _OPTIMISED = ("-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared")

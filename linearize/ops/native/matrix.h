@@ -10,6 +10,7 @@
 #include <omp.h>
 #else
 #define omp_get_thread_num() 0
+#define omp_get_max_threads() 1
 #endif
 
 #if defined(__AVX512F__)
