@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch._functorch.config
 from torch import Tensor, nn
+from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import TreeSpec, tree_structure, tree_unflatten
@@ -210,9 +212,28 @@ class _Steps:
             if any(node.op == "get_attr" for node in graph.graph.nodes):
                 key = (*key, id(self))  # its constants are its own
             if key not in _compiled:
-                options = {"cpp_wrapper": flat[0].device.type == "cpu"}
-                _compiled[key] = torch._inductor.compile(graph, flat, options=options)
+                _compiled[key] = _compile(graph, flat)
         return _compiled[key], single[-1]
+
+
+def _compile(graph: nn.Module, flat: list[Tensor]) -> Graph:
+    """The graph by torch's compiler.
+
+    On the CPU without what torch puts around it for graphs in general, outputs that are inputs and
+    gradients, which takes as long as some products of a small layer.
+    """
+    if flat[0].device.type != "cpu":
+        return compile_fx(graph, flat)
+    inner: list[Any] = []
+
+    def keep(*args: Any, **kwargs: Any) -> Any:
+        inner.append(compile_fx_inner(*args, **kwargs))
+        return inner[-1]
+
+    with torch._functorch.config.patch(enable_autograd_cache=False):  # it would skip `keep`
+        made = compile_fx(graph, flat, inner_compile=keep, config_patches={"cpp_wrapper": True})
+    bare = getattr(inner[-1], "current_callable", None)
+    return made if bare is None else lambda *flat: bare(list(flat))
 
 
 @functools.cache

@@ -5,7 +5,7 @@
 #include "matrix.h"
 
 #define STREAMS (VL == 16 ? 8 : 4)
-#define MOST 4  // rows at once; call.MOST_ROWS
+#define MOST 8  // rows at once
 
 typedef struct {
     long rows, inputs, outputs;
@@ -18,22 +18,22 @@ typedef struct {
 INLINE void dot(const Input *in, float *y, long first, long apart, int rows, int streams) {
     vf sum[MOST][STREAMS];
     long whole = in->inputs - in->inputs % VL;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
         for (int s = 0; s < streams; s++) sum[r][s] = (vf){};
     for (long i = 0; i < whole; i += VL) {
         vf x[MOST];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int r = 0; r < rows; r++) x[r] = load(in->x + r * in->x_at + i);
 #pragma GCC unroll 8
         for (int s = 0; s < streams; s++) {
             vf w = load(in->w + (first + s * apart) * in->inputs + i);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int r = 0; r < rows; r++) sum[r][s] += x[r] * w;
         }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
         for (int s = 0; s < streams; s++) {
@@ -54,6 +54,12 @@ SHARE(1, STREAMS)
 SHARE(2, STREAMS)
 SHARE(3, (STREAMS / 2))
 SHARE(4, (STREAMS / 2))
+SHARE(5, (STREAMS / 4))
+SHARE(6, (STREAMS / 4))
+SHARE(7, (STREAMS / 4))
+SHARE(8, (STREAMS / 4))
+static void (*const shares[])(const Input *, float *, long, long) = {
+    share1, share2, share3, share4, share5, share6, share7, share8};
 
 long linear_scratch(const Input *in) { return 0; }
 
@@ -62,12 +68,7 @@ void linear(const Input *in, float *y, float *scratch, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int t = 0; t < threads; t++) {
         long from = in->outputs * t / threads, to = in->outputs * (t + 1) / threads;
-        switch (in->rows) {
-            case 1: share1(in, y, from, to); break;
-            case 2: share2(in, y, from, to); break;
-            case 3: share3(in, y, from, to); break;
-            default: share4(in, y, from, to);
-        }
+        shares[in->rows - 1](in, y, from, to);
     }
 }
 

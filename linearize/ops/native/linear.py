@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import build, call
 
-MOST = 4  # rows; linear.c has a form for each number of them
+MOST = 8  # rows; linear.c has a form for each number of them
 _NAME = "linearize::linear"
 _FUNCTIONS = {
     "data": "aoti_torch_get_data_ptr",
