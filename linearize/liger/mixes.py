@@ -94,7 +94,10 @@ class Joint(Mixing):
         weight = self.start + self.weight + (q.float() * self.query).sum(-1)
         mass = weight.clamp(max=self.MOST).exp().unsqueeze(-1)
         summed, count = recurrence[..., :-1], recurrence[..., -1:]
-        return (window + mass * summed) / (1 + mass * count)
+        share = 1 / (1 + mass * count)  # of the window; whole outputs are passed over twice
+        if torch.is_grad_enabled():
+            return torch.addcmul(window * share, summed, mass * share)
+        return window.mul_(share).addcmul_(summed, mass * share)
 
 
 @dataclass(frozen=True)
