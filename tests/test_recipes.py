@@ -117,7 +117,7 @@ def test_recipes_are_joined_key_by_key_and_later_ones_win(tmp_path: Path) -> Non
     over = recipe.load(["liger", last])
     assert over.training.objective == {"next_token": 2.0}, "what stands under a key is replaced"
     assert over.training.batch_size == recipe.load("liger").training.batch_size
-    assert recipe.load([last, "liger"]).liger.mix == "learned"
+    assert recipe.load([last, "liger"]).liger.mix == "joint"
     assert "extends" not in recipe.dump(over)
 
 

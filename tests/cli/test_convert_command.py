@@ -30,7 +30,7 @@ def test_a_plan_writes_nothing_and_knows_the_sizes(
     assert sorted(tmp_path.iterdir()) == before
     rank, layers = 16, 5
     assert found["parameters"]["adapters"] == layers * rank * 2 * (2 * 64 + 64 + 32)
-    assert found["parameters"]["mix"] == layers * 8
+    assert found["parameters"]["mix"] == layers * 8 * (1 + 8)  # heads, and channels of each
     assert found["training"]["tokens_per_step"] == 8 * 512
     assert found["training"]["steps"] == -(-20_000_000 // (8 * 512))
     assert found["memory_bytes"]["total"] > found["memory_bytes"]["weights"] > 4 * 260_000
@@ -62,7 +62,7 @@ def test_the_model_may_come_from_the_recipe(
 def test_the_plan_as_text(stories: Path, text: Path, linearize_command: Command) -> None:
     ended = linearize_command("convert", stories, "--data", text, "--dry-run", "keep_softmax=[0]")
     assert ended.code == 0
-    for told in ("4 attention layers", "layers 0 stay softmax", "35,872 parameters", "add --out"):
+    for told in ("4 attention layers", "layers 0 stay softmax", "36,128 parameters", "add --out"):
         assert told in " ".join(ended.out.split())
     chosen = ("keep_softmax=auto:1", "every=2", "--data", text, "--dry-run")
     shown = " ".join(linearize_command("convert", stories, *chosen).out.split())
