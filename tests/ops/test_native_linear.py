@@ -35,7 +35,8 @@ def test_it_is_the_product_whatever_the_threads(rows, inputs, outputs, threads) 
             found.append(linear.operation()(x, w))
     finally:
         torch.set_num_threads(before)
-    assert found[0].shape == (rows, outputs) and torch.equal(*found)
+    assert found[0].shape == (rows, outputs)
+    assert torch.equal(*found)
     torch.testing.assert_close(found[0].double(), x.double() @ w.double().T, atol=1e-4, rtol=1e-5)
 
 

@@ -210,13 +210,14 @@ def test_beginnings_are_of_documents(tmp_path: Path, tokenizer: PreTrainedTokeni
     read = sorted(tokenizer.decode(p[p >= 0]) for p in pieces if (p >= 0).any())
     assert read[0] == "<s>a cat</s>"
     for one, text in zip(read[1:], (texts[2], texts[0]), strict=True):
-        assert one.startswith("<s>") and text.startswith(one.removeprefix("<s>"))
+        assert one.startswith("<s>")
+        assert text.startswith(one.removeprefix("<s>"))
         assert len(one) > 32, "a whole row of it"
     assert (rows.tokens >= 0).sum() == 2 * 32 + len(tokenizer("a cat").input_ids) + 2  # bos, eos
     fewer = packing.beginnings(settings.model_copy(update={"eval_tokens": 40}), tokenizer)
     assert (fewer.tokens >= 0).sum() == 40
     none = DataSettings(source=corpus(tmp_path / "c.txt", ["a cat sat"]))
-    with pytest.raises(InputError, match="no document of .* is held out"):
+    with pytest.raises(InputError, match=r"no document of .* is held out"):
         packing.beginnings(none, tokenizer)
 
 
