@@ -60,19 +60,19 @@ def compiled_steps(model: nn.Module, when: str = "auto") -> Iterator[None]:
         when = "never"
     if when == "never":
         layers = []
-    changed = [*layers, *(_heads(model) if layers else ())]
+    heads = _heads(model) if layers else []
     for layer in layers:
         steps = layer.__dict__.get("_steps")
         if steps is None or steps.layer is not layer:  # of the layer that this one is a copy of
             layer._steps = steps = _Steps(layer)
         steps.patience = WORTH // len(layers) if when == "auto" else 0
         layer.forward = steps
-    for head in changed[len(layers) :]:
+    for head in heads:
         head.forward = functools.partial(_logits, head)
     try:
         yield
     finally:
-        for module in changed:
+        for module in (*layers, *heads):
             del module.forward
 
 

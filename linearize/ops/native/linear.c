@@ -61,10 +61,8 @@ SHARE(8, (STREAMS / 4))
 static void (*const shares[])(const Input *, float *, long, long) = {
     share1, share2, share3, share4, share5, share6, share7, share8};
 
-long linear_scratch(const Input *in) { return 0; }
-
 // y[rows, outputs] = x w^T, for at most MOST rows
-void linear(const Input *in, float *y, float *scratch, int threads) {
+static void linear(const Input *in, float *y, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int t = 0; t < threads; t++) {
         long from = in->outputs * t / threads, to = in->outputs * (t + 1) / threads;
@@ -98,7 +96,7 @@ void linear_operation(uint64_t *stack, uint64_t arguments, uint64_t results) {
     torch.empty(2, sizes, strides, torch.float32, torch.cpu, 0, &y);
     torch.data(y, &y_data);
     Input in = {x_size[0], x_size[1], w_size[0], x_stride[0], x_data, w_data};
-    linear(&in, y_data, 0, omp_get_max_threads());
+    linear(&in, y_data, omp_get_max_threads());
     torch.release(x), torch.release(w);
     stack[0] = (uint64_t)y;
 }
