@@ -150,8 +150,9 @@ class RepetitionSettings(_Strict):
     # model: rows are greedy continuations of `context` tokens, written by the model as it is then
     origin: Literal["text", "model"] = "text"
     refresh: int = Field(40, ge=1)  # of model: optimizer steps until they are written anew
-    ngram: int = Field(4, ge=2)  # of model: what completes one that was there before is a copy
-    certain: float = Field(1.0, gt=0, le=1)  # of model: spare what the untouched model gave more
+    ngram: int = Field(4, ge=2)  # of cap: what completes one that was there before is a copy
+    certain: float = Field(0.9, gt=0, le=1)  # of cap: copies that together have more stay
+    emphasis: float = Field(1.0, gt=0)  # of cap: how often a written copy counts that it prevents
 
 
 class RecurrenceSettings(_Strict):

@@ -86,8 +86,8 @@ def train(
         rows: packed rows.
         settings: see `TrainingSettings`; `tokens: 0` means no steps.
         run_dir: gets `metrics.jsonl`, `checkpoints/` and, if installed, `tensorboard/`.
-        repeated: rows for `ditto`, on which a share of the steps is spent instead; that step
-            minimises the objectives for repeated rows, and none of the others. `OwnRows` are
+        repeated: rows for `ditto` or `cap`, on which a share of the steps is spent instead; that
+            step minimises the objectives for repeated rows, and none of the others. `OwnRows` are
             written by the model on the way.
         recurrence: for a looped model, how often its core is applied; None leaves it to the model.
         teacher: context manager under which `model` is its own teacher, for `distill`.
@@ -109,7 +109,7 @@ def train(
     objectives.check(settings.objective, share=repeated.settings.share if repeated else 0.0)
     if objectives.needs_repeats(settings.objective) != (repeated is not None):
         raise UsageError(
-            "objective 'ditto' and repeated rows belong together: give both, or neither"
+            "objectives of repeated rows and such rows belong together: give both, or neither"
         )
     check(settings, looped=recurrence is not None, writes=isinstance(repeated, OwnRows))
     with prepared(model, settings) as accelerator, sharded(model, asked=settings.shard):
@@ -302,7 +302,7 @@ class _Run:
             used = [s for s in steps if s <= self.steps and self._repeats(s)]
             starts = [i for s in used for i in self._order(self.repeated, s, all_rows)]
             with self.accelerator.autocast():
-                self.repeated.write(step, starts, self.model, self.teacher)
+                self.repeated.write(step, starts, self.model)
         return self.repeated
 
     def _repeats(self, step: int) -> bool:

@@ -15,6 +15,7 @@ from ..errors import UsageError, suggest
 from ..recipe import RepetitionSettings
 from . import ditto as ditto_loss
 from .alignment import Call, recorded
+from .cap import Copies, capped
 from .evaluate import evaluating, model_inputs
 from .packing import IGNORED
 
@@ -60,6 +61,19 @@ class Forward:
     def targets(self) -> Tensor:
         """`[B, T]`, the token that follows each position; -100 where none does."""
         return self.batch["targets"]
+
+    @property
+    def places(self) -> Tensor:
+        """`[B, T, 1]`, all positions of the batch numbered row by row."""
+        ids = self.batch["input_ids"]
+        return torch.arange(ids.numel(), device=ids.device).reshape(*ids.shape, 1)
+
+    @property
+    def begins(self) -> Tensor:
+        """`[B, T]`, where in its row each position's document begins."""
+        ids = self.batch["input_ids"]
+        columns = torch.arange(ids.shape[1], device=ids.device)
+        return columns - self.batch.get("position_ids", columns.expand_as(ids))
 
     @cached_property
     def logits(self) -> Tensor:
@@ -115,6 +129,8 @@ def terms(batch: Mapping[str, Tensor]) -> Tensor:
     """How many terms the objectives of a batch are means over, a scalar."""
     if "previous" in batch:
         return ditto_loss.terms(batch["previous"])
+    if "written" in batch:
+        return batch["written"].sum()
     return (batch["targets"] != IGNORED).sum()
 
 
@@ -174,7 +190,6 @@ def unlikelihood(step: Forward) -> Tensor:
     """
     ids = step.batch["input_ids"]
     places = torch.arange(ids.shape[1], device=ids.device)
-    begins = places - step.batch.get("position_ids", places.expand_as(ids))
 
     def loss(targets: Tensor, logits: Tensor, where: Tensor, begin: Tensor) -> Tensor:
         row, place = where // ids.shape[1], where % ids.shape[1]
@@ -189,8 +204,7 @@ def unlikelihood(step: Forward) -> Tensor:
         counted = negative & (targets != IGNORED)[:, None]
         return torch.where(counted, unlikely, 0).sum()
 
-    where = torch.arange(ids.numel(), device=ids.device).reshape(*ids.shape, 1)
-    return token_mean(loss, step.targets, step.logits, where, begins[..., None])
+    return token_mean(loss, step.targets, step.logits, step.places, step.begins[..., None])
 
 
 @objective("ditto", on_repeats=True)
@@ -207,20 +221,33 @@ def ditto(step: Forward) -> Tensor:
     return total / terms(step.batch).clamp(min=1)
 
 
-@objective("hold", on_repeats=True, taught=True)
-def hold(step: Forward) -> Tensor:
-    """KL(teacher || student) in nats per token that the model wrote and `ditto` leaves alone.
+@objective("cap", on_repeats=True, taught=True)
+def cap(step: Forward) -> Tensor:
+    """KL(teacher with its copies capped || student) in nats per token that the model wrote.
 
-    Keeps the rest of the language where it was. Micro-batches of a step count by their penalised
-    targets, as they do for `ditto`.
+    A mean in which a copy that the cap would have prevented counts `repetition.emphasis` times, as
+    it is what is to go; see `cap`. Micro-batches of a step count by their tokens.
     """
     if "written" not in step.batch:
         raise UsageError(
-            "objective 'hold' is for rows that the model wrote; set repetition.origin=model"
+            "objective 'cap' is for rows that the model wrote; set repetition.origin=model"
         )
-    free = step.batch["written"] & (step.batch["previous"] < 0)
-    targets = step.targets.masked_fill(~free, IGNORED)
-    return token_mean(_divergence, targets, step.logits, step.teacher_logits)
+    settings = step.repetition
+    copies = Copies(step.batch["input_ids"], step.begins, settings.ngram)
+
+    def loss(targets: Tensor, logits: Tensor, teacher_logits: Tensor, where: Tensor) -> Tensor:
+        found = copies.at(where.squeeze(-1), logits.shape[-1])
+        taught, lowered = capped(
+            teacher_logits.float(), found, penalty=settings.penalty, certain=settings.certain
+        )
+        prevented = lowered.gather(1, targets.clamp(min=0)[:, None]).squeeze(1)
+        weight = torch.where(prevented, settings.emphasis, 1.0).masked_fill(targets == IGNORED, 0)
+        return torch.stack([(weight * _kl(logits, taught)).sum(), weight.sum()])
+
+    targets = step.targets.masked_fill(~step.batch["written"], IGNORED)
+    found = _in_chunks(loss, targets, step.logits, step.teacher_logits, step.places)
+    total, weights = torch.stack(found).sum(0)
+    return total / weights.clamp(min=1)
 
 
 def token_mean(loss: Callable[..., Tensor], targets: Tensor, *tensors: Tensor) -> Tensor:
@@ -242,10 +269,14 @@ def _cross_entropy(targets: Tensor, logits: Tensor) -> Tensor:
 
 def _divergence(targets: Tensor, logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """KL(teacher || student) in nats, summed over the targets."""
+    return _kl(logits, teacher_logits).masked_fill(targets == IGNORED, 0).sum()
+
+
+def _kl(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL(teacher || student) in nats, `[N]`."""
     student = F.log_softmax(logits.float(), -1)
     teacher = F.log_softmax(teacher_logits.float(), -1)
-    divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
-    return divergence.masked_fill(targets == IGNORED, 0).sum()
+    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
 
 
 def _in_chunks(
@@ -303,7 +334,7 @@ def total(step: Forward, weights: Mapping[str, float]) -> tuple[Tensor, dict[str
     """
     check(weights, share=1.0)
     step.aligned = "align" in weights
-    repeated = "previous" in step.batch
+    repeated = not {"previous", "written"}.isdisjoint(step.batch)
     values = {name: OBJECTIVES[name](step) for name in weights if (name in ON_REPEATS) == repeated}
     loss = torch.stack([weights[name] * value for name, value in values.items()]).sum()
     return loss, {name: value.detach() for name, value in values.items()}

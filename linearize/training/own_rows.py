@@ -1,15 +1,12 @@
 """Rows that the model writes itself: greedy continuations of the text, anew every so many steps.
 
-What a model repeats in them are its own loops, whatever they are made of. A written token that
-completes an n-gram which the model wrote before is a copy, and where that n-gram stood last is the
-copy before: `ditto` has to know no more.
+What a model repeats in them are its own loops, whatever they are made of.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -30,7 +27,11 @@ from .packing import bos_of
 _BATCH = 256  # documents tokenised in one call
 _TOKENS = 2**15  # of rows that are written together: bounds the cache
 ENOUGH = 1024  # beginnings of documents that make those inside them needless
-_SCORED = 8  # rows whose logits are there at once
+# The rows that an objective is for: `repetition.origin`, and in words.
+_ROWS = {
+    "cap": ("model", "rows that the model writes"),
+    "ditto": ("text", "sentences of the text, repeated"),
+}
 
 
 class OwnRows:
@@ -55,7 +56,6 @@ class OwnRows:
             "window": torch.tensor(-1),  # which stretch of steps the rows are for
             "starts": torch.empty(0, dtype=torch.int64),  # `[N]`, which of them each continues
             "rows": torch.empty(0, seq_len + 1, dtype=torch.int32),
-            "previous": torch.empty(0, seq_len, dtype=torch.int32),
         }
 
     def __len__(self) -> int:
@@ -74,56 +74,28 @@ class OwnRows:
         window, every = (step - 1) // self.settings.refresh, self.settings.refresh
         return None if self._held["window"] == window else range(step, (window + 1) * every + 1)
 
-    def write(
-        self,
-        step: int,
-        indices: Sequence[int],
-        model: nn.Module,
-        teacher: Callable[[], AbstractContextManager] | None = None,
-    ) -> None:
+    def write(self, step: int, indices: Sequence[int], model: nn.Module) -> None:
         """Continue beginnings greedily with the weights of before step `step`; forget earlier rows.
 
-        Processes share the work. A token is no choice where the teacher gave it more than
-        `settings.certain` when its n-gram stood there first: nothing else could be said, as inside
-        a word, and no repetition had made it more probable. A copy that ends in such tokens is
-        counted where the last choice was made; one without any is spared.
-
-        - `indices`: of the beginnings.
-        - `teacher`: context manager under which `model` is the untouched model.
-
-        Raises `UsageError` where `settings.certain` asks for a teacher and there is none.
+        Processes share the work. `indices`: of the beginnings.
         """
-        if self.settings.certain < 1 and teacher is None:
-            raise UsageError(
-                f"repetition.certain={self.settings.certain} needs the untouched model, and it is "
-                "not there; train adapters, or set repetition.certain=1"
-            )
         own = range(processes.rank(), len(indices), processes.count())
         rows = torch.zeros(len(indices), self.seq_len + 1, dtype=torch.int64)
-        previous = torch.zeros(len(indices), self.seq_len, dtype=torch.int64)
         size = max(1, _TOKENS // self.seq_len)
         with torch.no_grad(), evaluating(model):
             for first in range(0, len(own), size):
                 some = list(own[first : first + size])
                 rows[some] = self._continued([indices[i] for i in some], model)
-                forced = torch.zeros(len(some), self.seq_len, dtype=torch.bool)
-                if self.settings.certain < 1:
-                    with teacher():
-                        forced = _probabilities(model, rows[some]) > self.settings.certain
-                found = map(self._copies, rows[some].tolist(), forced.tolist())
-                previous[some] = torch.tensor(list(found))
         self._held = {
             "window": torch.tensor((step - 1) // self.settings.refresh),
             "starts": torch.tensor(list(indices), dtype=torch.int64),
             "rows": processes.summed(rows).int(),
-            "previous": processes.summed(previous).int(),
         }
 
     def batch(self, indices: Iterable[int]) -> dict[str, Tensor]:
         """Rows as CPU tensors, each `[B, T]`, int64 but for the last.
 
         - `input_ids`, and `targets`: the token that follows each, none missing.
-        - `previous`: index of the target that completed the same n-gram before; -1 for no copy.
         - `written`: bool, whether the target is the model's own.
 
         Raises `KeyError` for a beginning that was not continued.
@@ -134,7 +106,6 @@ class OwnRows:
         return {
             "input_ids": rows[:, :-1],
             "targets": rows[:, 1:],
-            "previous": self._held["previous"][chosen].long(),
             "written": self._written(rows),
         }
 
@@ -161,22 +132,6 @@ class OwnRows:
         )
         return F.pad(rows, (0, self.seq_len + 1 - rows.shape[1]), value=pad).cpu()
 
-    def _copies(self, row: Sequence[int], forced: Sequence[bool]) -> list[int]:
-        """`previous`, `[T]`; `forced`: of each target, whether it was no choice."""
-        previous, seen = [-1] * self.seq_len, {}
-        n, begun = self.settings.ngram, self.starts.shape[1]
-        for end in range(begun + n, len(row) + 1):
-            gram, target = tuple(row[end - n : end]), end - 2  # of the n-gram's last token
-            if row[end - 1] in self.ends:
-                break
-            first, last = seen.get(gram, (target, -1))
-            if last >= 0:
-                back = next((k for k in range(n) if not forced[first - k]), None)
-                if back is not None:
-                    previous[target - back] = last - back
-            seen[gram] = first, target
-        return previous
-
     def _written(self, rows: Tensor) -> Tensor:
         """`[B, T]` bool: targets behind the beginning, up to the end of the text."""
         own = torch.arange(rows.shape[1]) >= self.starts.shape[1]
@@ -187,15 +142,9 @@ class OwnRows:
 def check(recipe: AnyRecipe) -> None:
     """Raises `UsageError` where the recipe wants of its rows what they cannot give."""
     settings = recipe.repetition
-    if settings.origin == "text" and "hold" in recipe.training.objective:
-        raise UsageError(
-            "objective 'hold' is for rows that the model wrote; set repetition.origin=model"
-        )
-    if settings.origin == "model" and settings.certain < 1 and not recipe.lora.rank:
-        raise UsageError(
-            f"repetition.certain={settings.certain} asks the untouched model, whose weights "
-            "lora.rank=0 trains; use a rank of at least 1, or repetition.certain=1"
-        )
+    for name, (origin, rows) in _ROWS.items():
+        if name in recipe.training.objective and settings.origin != origin:
+            raise UsageError(f"objective '{name}' is for {rows}; set repetition.origin={origin}")
     if settings.origin == "model" and not 2 <= settings.context < recipe.data.seq_len:
         raise UsageError(
             f"repetition.context={settings.context} is what the model goes on from: at least 2 "
@@ -244,16 +193,3 @@ def _tokenised(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iter
         yield from tokenizer(
             some, add_special_tokens=False, return_attention_mask=False, verbose=False
         )["input_ids"]
-
-
-def _probabilities(model: nn.Module, rows: Tensor) -> Tensor:
-    """`[N, T]` probability of every token of a row but the first."""
-    found = []
-    for some in rows.to(next(model.parameters()).device).split(_SCORED):
-        logits = model(input_ids=some[:, :-1], use_cache=False).logits
-        # One row at a time: a float32 copy of all logits would double the peak.
-        found += [
-            -F.cross_entropy(scores.float(), targets, reduction="none")
-            for scores, targets in zip(logits, some[:, 1:], strict=True)
-        ]
-    return torch.stack(found).exp().cpu()

@@ -138,7 +138,7 @@ def test_mistakes_say_what_to_do(tensors):
     logits, targets, _ = tensors
     with pytest.raises(UsageError, match="unknown objective 'distil'; did you mean 'distill'"):
         total(forward(logits, targets), {"distil": 1.0})
-    with pytest.raises(UsageError, match="empty; known: align, distill, ditto, hold"):
+    with pytest.raises(UsageError, match="empty; known: align, cap, distill, ditto, m"):
         total(forward(logits, targets), {})
     with pytest.raises(UsageError, match="needs a teacher"):
         total(Forward(small_model(), small_rows().batch([0])), {"distill": 1.0})

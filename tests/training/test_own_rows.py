@@ -1,8 +1,6 @@
-"""Rows that the model writes itself: greedy, penalised where n-grams come back, kept with a run."""
+"""Rows that the model writes itself: greedy, up to the end of a text, kept with a run."""
 
 from __future__ import annotations
-
-import contextlib
 
 import numpy as np
 import pytest
@@ -14,10 +12,9 @@ from transformers import AutoTokenizer
 from linearize import pretrained, recipe
 from linearize.errors import InputError, UsageError
 from linearize.recipe import DataSettings, FinetuneRecipe, RepetitionSettings
-from linearize.training import objectives, own_rows, processes, stages
+from linearize.training import own_rows, processes, stages
 from linearize.training.evaluate import evaluating
 from linearize.training.loop import train
-from linearize.training.objectives import Forward
 from linearize.training.own_rows import OwnRows
 
 SEQ_LEN = 48
@@ -27,7 +24,7 @@ STARTS = np.ascontiguousarray(np.tile(_WORDS, 3)[:7, :8])
 
 
 def rows_of(ends=(), **settings) -> OwnRows:
-    values = {"origin": "model", "context": STARTS.shape[1], "ngram": 3} | settings
+    values = {"origin": "model", "context": STARTS.shape[1]} | settings
     return OwnRows(STARTS, SEQ_LEN, RepetitionSettings(**values), ends)
 
 
@@ -43,28 +40,14 @@ def adapted(dropout: float = 0.0):
     return model
 
 
-def definition(row: list[int], first: int, n: int) -> list[int]:
-    """`previous` by looking at every earlier n-gram among the tokens from `first` on."""
-    found = []
-    for at in range(1, len(row)):  # the target's place in the row
-        before = [
-            end
-            for end in range(first + n - 1, at)
-            if row[end - n + 1 : end + 1] == row[at - n + 1 : at + 1]
-        ]
-        found.append(max(before) - 1 if before else -1)
-    return found
-
-
-@pytest.mark.parametrize("n", [2, 3, 5])
-def test_rows_are_what_the_model_says_and_copies_are_where_n_grams_return(n: int) -> None:
+def test_rows_are_what_the_model_says() -> None:
     torch.set_num_threads(1)
-    model, rows = small_model(dropout=0.1).train(), rows_of(ngram=n)
+    model, rows = small_model(dropout=0.1).train(), rows_of()
     rows.write(1, [4, 0, 6], model)
     assert model.training
     batch = rows.batch([6, 4])
     assert {name: tuple(t.shape) for name, t in batch.items()} == dict.fromkeys(
-        ("input_ids", "targets", "previous", "written"), (2, SEQ_LEN)
+        ("input_ids", "targets", "written"), (2, SEQ_LEN)
     )
     assert torch.equal(batch["input_ids"][:, 1:], batch["targets"][:, :-1])
     assert batch["input_ids"][:, :8].tolist() == STARTS[[6, 4]].tolist()
@@ -73,20 +56,17 @@ def test_rows_are_what_the_model_says_and_copies_are_where_n_grams_return(n: int
     own = torch.arange(SEQ_LEN) >= 7
     assert torch.equal(batch["written"], own.expand(2, -1))
     assert torch.equal(batch["targets"][:, own], said[:, own])
-    whole = torch.cat([batch["input_ids"], batch["targets"][:, -1:]], 1).tolist()
-    assert batch["previous"].tolist() == [definition(row, 8, n) for row in whole]
-    assert n == 5 or (batch["previous"] >= 0).any()
     with pytest.raises(KeyError):
         rows.batch([1])
 
 
 def test_nothing_counts_behind_the_end_of_a_text() -> None:
     model = small_model()
-    plain = rows_of(ngram=2)
+    plain = rows_of()
     plain.write(1, range(7), model)
     before = plain.batch(range(7))
     end = before["targets"][0, 12].item()  # what the first row says as its sixth
-    rows = rows_of((end,), ngram=2)
+    rows = rows_of((end,))
     rows.write(1, range(7), model)
     batch = rows.batch(range(7))
     for at in range(7):
@@ -94,70 +74,7 @@ def test_nothing_counts_behind_the_end_of_a_text() -> None:
         stop = 7 + places[0].item() if len(places) else SEQ_LEN - 1
         assert torch.equal(batch["targets"][at, : stop + 1], before["targets"][at, : stop + 1])
         assert batch["written"][at].nonzero().flatten().tolist() == list(range(7, stop + 1))
-        assert (batch["previous"][at, stop + 1 :] == -1).all()
-        same = torch.equal(batch["previous"][at, :stop], before["previous"][at, :stop])
-        assert same, "copies up to there are the same"
     assert batch["written"].sum() < before["written"].sum()
-
-
-def test_a_copy_counts_where_the_untouched_model_last_had_a_choice() -> None:
-    model = adapted()
-    rows, spared = rows_of(ngram=2), rows_of(ngram=2, certain=0.6)
-    rows.write(1, range(7), model)
-    spared.write(1, range(7), model, model.disable_adapter)
-    batch, found = rows.batch(range(7)), spared.batch(range(7))["previous"]
-    with evaluating(model), torch.no_grad(), model.disable_adapter():
-        logits = model(batch["input_ids"]).logits
-    known = logits.softmax(-1).gather(-1, batch["targets"][..., None])[..., 0]
-    expected, moved, free = torch.full_like(found, -1), 0, 0
-    for row, place in (batch["previous"] >= 0).nonzero().tolist():
-        ids = batch["targets"][row].tolist()
-        grams = [tuple(ids[at - 1 : at + 1]) for at in range(1, len(ids))]
-        first, last = grams.index(grams[place - 1], 7) + 1, batch["previous"][row, place]
-        if known[row, first] <= 0.6:
-            expected[row, place] = last
-        elif known[row, first - 1] <= 0.6:
-            expected[row, place - 1] = last - 1
-            moved += 1
-        else:
-            free += 1
-    assert torch.equal(found, expected)
-    assert moved
-    assert free
-    with pytest.raises(UsageError, match=r"certain=0.6 needs the untouched model"):
-        spared.write(1, range(7), model)
-
-
-@pytest.mark.parametrize("penalty", [0.0, 0.5])
-def test_losses_and_their_gradients_are_their_definitions(penalty: float) -> None:
-    model = adapted()
-    rows = rows_of(ngram=2, penalty=penalty, loss="nl_clip")
-    rows.write(1, [0, 1, 2], model)
-    batch = rows.batch([0, 1, 2])
-    step = Forward(model, batch, teacher=model.disable_adapter, repetition=rows.settings)
-    total, values = objectives.total(step, {"next_token": 9.0, "ditto": 2.0, "hold": 0.5})
-    assert values.keys() == {"ditto", "hold"}
-
-    log_p = model(batch["input_ids"]).logits.log_softmax(-1)
-    with torch.no_grad(), model.disable_adapter():
-        known = model(batch["input_ids"]).logits.log_softmax(-1)
-    unlikely, apart = [], []
-    for row in range(3):
-        for place in range(7, SEQ_LEN):
-            target, before = batch["targets"][row, place], batch["previous"][row, place]
-            if before < 0:
-                divergence = known[row, place].exp() * (known[row, place] - log_p[row, place])
-                apart.append(divergence.sum())
-                continue
-            p, q = log_p[row, place, target].exp(), log_p[row, before, target].exp().detach()
-            unlikely.append(-(1 - (p - penalty * q).clamp(min=0)).log())
-    wanted = 2 * sum(unlikely) / len(unlikely) + 0.5 * sum(apart) / len(apart)
-    assert total.item() == pytest.approx(wanted.item(), rel=1e-4)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    ours = torch.autograd.grad(total, parameters)
-    theirs = torch.autograd.grad(wanted, parameters)
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
 def test_processes_write_their_share_each(monkeypatch) -> None:
@@ -171,21 +88,20 @@ def test_processes_write_their_share_each(monkeypatch) -> None:
         rows = rows_of()
         rows.write(1, range(7), model)
         shares.append(rows.state())
-    for name in ("rows", "previous"):
-        assert torch.equal(shares[0][name] + shares[1][name], alone.state()[name])
-        assert not shares[0][name][1::2].any()
+    assert torch.equal(shares[0]["rows"] + shares[1]["rows"], alone.state()["rows"])
+    assert not shares[0]["rows"][1::2].any()
     assert torch.equal(shares[0]["starts"], alone.state()["starts"])
 
 
 def run(path, *, on_step=None, resume=False, refresh=4, steps=9):
     torch.set_num_threads(1)
     model = adapted(dropout=0.1)
-    weights = {"next_token": 1.0, "ditto": 1.0, "hold": 1.0}
+    weights = {"next_token": 1.0, "cap": 1.0}
     settings = small_settings(steps, objective=weights, accumulate=2, learning_rate=3e-2)
     rows = OwnRows(
         np.random.default_rng(3).integers(10, 500, (40, 8)).astype(np.int32),
         SEQ_LEN,
-        RepetitionSettings(origin="model", context=8, refresh=refresh, certain=0.95, share=0.6),
+        RepetitionSettings(origin="model", context=8, refresh=refresh, ngram=2, share=0.6),
     )
     result = train(
         model,
@@ -229,11 +145,12 @@ def test_rows_are_written_anew_when_they_are_due(tmp_path) -> None:
     settings = RepetitionSettings(origin="model", context=8, refresh=3, share=1.0)
     rows = Watched(STARTS, SEQ_LEN, settings)
     train(
-        small_model(),
+        model := adapted(),
         small_rows(),
-        settings=small_settings(8, objective={"ditto": 1.0}),
+        settings=small_settings(8, objective={"cap": 1.0}),
         run_dir=tmp_path,
         repeated=rows,
+        teacher=model.disable_adapter,
     )
     assert written == [(1, 6), (4, 6), (7, 4)], "two rows a step, and no step beyond the last"
 
@@ -261,19 +178,13 @@ def test_few_documents_are_continued_from_their_middle_too(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (["repetition.origin=text"], "objective 'hold' is for rows that the model wrote"),
         (["repetition.context=256"], "repetition.context=256 is what the model goes on from"),
-        (["lora.rank=0"], "lora.rank=0 trains the weights that objective 'hold' needs"),
-        (["lora.rank=0", "training.objective={next_token: 1, ditto: 1}"], "certain=0.9"),
+        (["lora.rank=0"], "lora.rank=0 trains the weights that objective 'distill' needs"),
+        (["training.objective={next_token: 1, ditto: 1}"], "'ditto' is for sentences of the text"),
+        (["repetition.origin=text"], "'cap' is for rows that the model writes"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_loaded(change, told) -> None:
-    wanted = recipe.load("ditto-own", ["repetition.certain=0.9", *change], FinetuneRecipe)
+    wanted = recipe.load("ditto-own", change, FinetuneRecipe)
     with pytest.raises(UsageError, match=told):
         stages.check(wanted)
-
-
-def test_hold_needs_rows_that_say_what_was_written() -> None:
-    batch = {"previous": torch.zeros(1, 3, dtype=torch.int64)}
-    with pytest.raises(UsageError, match=r"repetition\.origin=model"):
-        objectives.OBJECTIVES["hold"](Forward(None, batch, teacher=contextlib.nullcontext))
