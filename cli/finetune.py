@@ -112,9 +112,7 @@ def _show_plan(plan: dict[str, Any]) -> None:
         "training": f"{run['tokens']:,} tokens in {run['steps']:,} steps of "
         f"{run['tokens_per_step']:,} tokens, rows of {run['seq_len']:,}, {run['dtype']}",
         "objective": ", ".join(f"{name} {weight:g}" for name, weight in run["objective"].items()),
-        "repeated rows": repeats
-        and f"{repeats['share']:.0%} of the steps, {_kind(repeats)}, "
-        f"a copy may have {repeats['penalty']:g} of the probability before it",
+        "repeated rows": repeats and f"{repeats['share']:.0%} of the steps, {_kind(repeats)}",
         "data": f"{plan['data']['source']}, held out: {plan['data']['held_out']}",
         "memory": f"{bytes_text(memory['total'])} and activations, on {device['name']}, which has "
         f"{bytes_text(device['memory_bytes'])}",
@@ -126,8 +124,10 @@ def _show_plan(plan: dict[str, Any]) -> None:
 
 def _kind(repeats: dict[str, Any]) -> str:
     if repeats["origin"] == "model":
-        return f"by the model itself, anew every {repeats['refresh']} steps"
-    return f"unit {repeats['unit']}"
+        rows, other = f"by the model itself, anew every {repeats['refresh']} steps", "best other"
+    else:
+        rows, other = f"unit {repeats['unit']}", "one before"
+    return f"{rows}, a copy may have {repeats['penalty']:g} of the probability of the {other}"
 
 
 def _show_result(result: dict[str, Any]) -> None:

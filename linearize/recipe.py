@@ -142,7 +142,8 @@ class RepetitionSettings(_Strict):
     """Rows that repeat one piece of the training text, for objectives that train against loops."""
 
     share: float = Field(0.5, ge=0, le=1)  # of the optimizer steps; the others see ordinary rows
-    penalty: float = Field(0.5, ge=0, le=1)  # most a copy may have of the probability before it
+    # most a copy may have of the probability of the copy before; with cap, of the best other token
+    penalty: float = Field(0.5, ge=0, le=1)
     loss: Literal["nl", "nl_clip", "mse"] = "nl"  # nl is the paper's; see training/ditto.py
     unit: Literal["sentence", "line", "mark"] = "sentence"  # mark: as in the paper's code
     units: int = Field(1, ge=1)  # repeat 1 to this many neighbouring units together

@@ -33,6 +33,7 @@ def test_the_plan(stories: Path, text: Path, tmp_path: Path, linearize_command: 
         assert told in shown
     own = " ".join(linearize_command(*arguments, "--recipe", "ditto-own").out.split())
     assert "by the model itself, anew every" in own
+    assert "a copy may have 0.2 of the probability of the best other" in own
 
 
 def test_the_whole_path(
