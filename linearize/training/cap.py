@@ -7,41 +7,35 @@ bound (Xu et al. 2022) with the best other choice in the place of the copy befor
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from .ditto import FLOOR
+from .token_sets import mask_of
 
 
-class Copies:
-    """Which tokens would complete an n-gram again, at any place of some rows.
+def copies(ids: Tensor, begins: Tensor, where: Tensor, *, n: int, vocabulary: int) -> Tensor:
+    """`[N, vocabulary]` bool: the tokens that would complete an n-gram again behind some places.
+
+    Those behind an earlier n - 1 tokens of the document that are the same as the last n - 1 up to
+    the place.
 
     - `ids`: `[B, T]` int64.
     - `begins`: `[B, T]` int64, where in its row each token's document begins.
+    - `where`: `[N]` int64, places numbered row by row.
     - `n`: at least 2.
     """
-
-    def __init__(self, ids: Tensor, begins: Tensor, n: int) -> None:
-        self._ids, self._begins, self._length = ids, begins, ids.shape[1]
-        # [n - 1, B, T], the token so many places back; what wraps around is no n-gram's place
-        self._back = torch.stack([ids.roll(k, 1) for k in range(n - 1)])
-
-    def at(self, where: Tensor, vocabulary: int) -> Tensor:
-        """`[N, vocabulary]` bool, for places numbered row by row, `[N]` int64.
-
-        True for every token behind an earlier n - 1 tokens of the document that are the same as the
-        last n - 1 up to this place.
-        """
-        row, place = where // self._length, where % self._length
-        earlier = torch.arange(self._length, device=where.device)
-        first = self._begins[row, place] + len(self._back) - 1
-        same = (earlier < place[:, None]) & (earlier >= first[:, None])  # [N, T]
-        for back in self._back:
-            same &= back[row] == back[row, place][:, None]
-        # What is not the same goes to a column beyond the vocabulary.
-        columns = self._ids.roll(-1, 1)[row].masked_fill(~same, vocabulary)
-        found = torch.zeros(len(where), vocabulary + 1, dtype=torch.bool, device=where.device)
-        return found.scatter_(1, columns, True)[:, :vocabulary]
+    length = ids.shape[1]
+    row, place = where // length, where % length
+    earlier = torch.arange(length, device=where.device)
+    first = begins[row, place] + n - 2
+    same = (earlier < place[:, None]) & (earlier >= first[:, None])  # [N, T]
+    for k in range(n - 1):
+        back = ids.roll(k, 1)  # the token k places back; what wraps around lies before `first`
+        same &= back[row] == back[row, place][:, None]
+    return mask_of(ids.roll(-1, 1)[row], same, vocabulary)
 
 
 def capped(
@@ -58,7 +52,6 @@ def capped(
     """
     best = logits.masked_fill(copies, -torch.inf).amax(-1, keepdim=True)
     taken = logits.softmax(-1).masked_fill(~copies, 0).sum(-1, keepdim=True)
-    # FLOOR: a probability of 0 has no logarithm
-    bound = best + torch.tensor(max(penalty, FLOOR)).log().to(best)
+    bound = best + math.log(max(penalty, FLOOR))  # a probability of 0 has no logarithm
     lowered = copies & (logits > bound) & (taken <= certain) & best.isfinite()
     return torch.where(lowered, bound, logits), lowered

@@ -15,9 +15,10 @@ from ..errors import UsageError, suggest
 from ..recipe import RepetitionSettings
 from . import ditto as ditto_loss
 from .alignment import Call, recorded
-from .cap import Copies, capped
+from .cap import capped, copies
 from .evaluate import evaluating, model_inputs
 from .packing import IGNORED
+from .token_sets import mask_of
 
 Teacher = Callable[[], AbstractContextManager]
 
@@ -105,19 +106,24 @@ class Forward:
 
 Objective = Callable[[Forward], Tensor]
 OBJECTIVES: dict[str, Objective] = {}
-ON_REPEATS: set[str] = set()  # objectives of repeated rows; all others are of ordinary rows
+# Objectives of repeated rows, and `repetition.origin` of those; all others are of ordinary rows.
+ON_REPEATS: dict[str, str] = {}
 TAUGHT: set[str] = set()  # objectives that need a teacher
 
 
 def objective(
-    name: str, *, on_repeats: bool = False, taught: bool = False
+    name: str, *, on_repeats: str | None = None, taught: bool = False
 ) -> Callable[[Objective], Objective]:
-    """Register a function `Forward -> scalar` (a mean over the batch's terms) under `name`."""
+    """Register a function `Forward -> scalar` (a mean over the batch's terms) under `name`.
+
+    - `on_repeats`: `repetition.origin` of the repeated rows that it is for; None = ordinary rows.
+    - `taught`: it needs a teacher.
+    """
 
     def register(function: Objective) -> Objective:
         OBJECTIVES[name] = function
         if on_repeats:
-            ON_REPEATS.add(name)
+            ON_REPEATS[name] = on_repeats
         if taught:
             TAUGHT.add(name)
         return function
@@ -194,12 +200,8 @@ def unlikelihood(step: Forward) -> Tensor:
     def loss(targets: Tensor, logits: Tensor, where: Tensor, begin: Tensor) -> Tensor:
         row, place = where // ids.shape[1], where % ids.shape[1]
         seen = (places <= place) & (places >= begin)  # [N, T]
-        vocabulary = logits.shape[-1]
-        # What is not seen, and the target, go to a column beyond the vocabulary.
-        columns = ids[row.squeeze(-1)].masked_fill(~seen, vocabulary)
-        columns = columns.masked_fill(columns == targets[:, None], vocabulary)
-        negative = torch.zeros(len(logits), vocabulary + 1, dtype=torch.bool, device=ids.device)
-        negative = negative.scatter_(1, columns, True)[:, :vocabulary]
+        words = ids[row.squeeze(-1)]
+        negative = mask_of(words, seen & (words != targets[:, None]), logits.shape[-1])
         unlikely = -(1 - logits.float().softmax(-1)).clamp(min=1e-5).log()
         counted = negative & (targets != IGNORED)[:, None]
         return torch.where(counted, unlikely, 0).sum()
@@ -207,7 +209,7 @@ def unlikelihood(step: Forward) -> Tensor:
     return token_mean(loss, step.targets, step.logits, step.places, step.begins[..., None])
 
 
-@objective("ditto", on_repeats=True)
+@objective("ditto", on_repeats="text")
 def ditto(step: Forward) -> Tensor:
     """Penalty on copies that are more probable than allowed, per penalised target; see `ditto`."""
 
@@ -221,7 +223,7 @@ def ditto(step: Forward) -> Tensor:
     return total / terms(step.batch).clamp(min=1)
 
 
-@objective("cap", on_repeats=True, taught=True)
+@objective("cap", on_repeats="model", taught=True)
 def cap(step: Forward) -> Tensor:
     """KL(teacher with its copies capped || student) in nats per token that the model wrote.
 
@@ -233,12 +235,14 @@ def cap(step: Forward) -> Tensor:
             "objective 'cap' is for rows that the model wrote; set repetition.origin=model"
         )
     settings = step.repetition
-    copies = Copies(step.batch["input_ids"], step.begins, settings.ngram)
+    ids, begins = step.batch["input_ids"], step.begins
 
     def loss(targets: Tensor, logits: Tensor, teacher_logits: Tensor, where: Tensor) -> Tensor:
-        found = copies.at(where.squeeze(-1), logits.shape[-1])
+        again = copies(
+            ids, begins, where.squeeze(-1), n=settings.ngram, vocabulary=logits.shape[-1]
+        )
         taught, lowered = capped(
-            teacher_logits.float(), found, penalty=settings.penalty, certain=settings.certain
+            teacher_logits.float(), again, penalty=settings.penalty, certain=settings.certain
         )
         prevented = lowered.gather(1, targets.clamp(min=0)[:, None]).squeeze(1)
         weight = torch.where(prevented, settings.emphasis, 1.0).masked_fill(targets == IGNORED, 0)
@@ -309,7 +313,7 @@ def check(weights: Mapping[str, float], *, share: float = 0.0) -> None:
     for name in weights:
         if name not in OBJECTIVES:
             raise UsageError(f"unknown objective '{name}'{suggest(name, OBJECTIVES)}")
-    if share < 1 and ON_REPEATS.issuperset(weights):
+    if share < 1 and ON_REPEATS.keys() >= weights.keys():
         raise UsageError(
             f"objective '{next(iter(weights))}' is for repeated rows only, and a share of "
             f"{1 - share:g} of the steps sees ordinary ones; add next_token, or set "
@@ -319,7 +323,7 @@ def check(weights: Mapping[str, float], *, share: float = 0.0) -> None:
 
 def needs_repeats(weights: Mapping[str, float]) -> bool:
     """Whether some objective is for repeated rows."""
-    return not ON_REPEATS.isdisjoint(weights)
+    return not ON_REPEATS.keys().isdisjoint(weights)
 
 
 def needs_teacher(weights: Mapping[str, float]) -> str | None:

@@ -22,16 +22,14 @@ from ..greedy import GREEDY
 from ..recipe import AnyRecipe, DataSettings, RepetitionSettings
 from . import processes
 from .evaluate import evaluating
+from .objectives import ON_REPEATS
 from .packing import bos_of
 
 _BATCH = 256  # documents tokenised in one call
 _TOKENS = 2**15  # of rows that are written together: bounds the cache
 ENOUGH = 1024  # beginnings of documents that make those inside them needless
-# The rows that an objective is for: `repetition.origin`, and in words.
-_ROWS = {
-    "cap": ("model", "rows that the model writes"),
-    "ditto": ("text", "sentences of the text, repeated"),
-}
+# `repetition.origin` in words.
+_ORIGINS = {"model": "rows that the model writes", "text": "sentences of the text, repeated"}
 
 
 class OwnRows:
@@ -142,9 +140,11 @@ class OwnRows:
 def check(recipe: AnyRecipe) -> None:
     """Raises `UsageError` where the recipe wants of its rows what they cannot give."""
     settings = recipe.repetition
-    for name, (origin, rows) in _ROWS.items():
-        if name in recipe.training.objective and settings.origin != origin:
-            raise UsageError(f"objective '{name}' is for {rows}; set repetition.origin={origin}")
+    for name in recipe.training.objective:
+        if (origin := ON_REPEATS.get(name, settings.origin)) != settings.origin:
+            raise UsageError(
+                f"objective '{name}' is for {_ORIGINS[origin]}; set repetition.origin={origin}"
+            )
     if settings.origin == "model" and not 2 <= settings.context < recipe.data.seq_len:
         raise UsageError(
             f"repetition.context={settings.context} is what the model goes on from: at least 2 "

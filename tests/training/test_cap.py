@@ -15,7 +15,7 @@ from linearize.errors import UsageError
 from linearize.greedy import GREEDY
 from linearize.recipe import RepetitionSettings
 from linearize.training import objectives
-from linearize.training.cap import Copies, capped
+from linearize.training.cap import capped, copies
 from linearize.training.objectives import Forward
 
 VOCABULARY = 6
@@ -37,15 +37,16 @@ rows = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=24)
 def test_copies_are_what_completes_an_n_gram_of_the_document_again(row, cut, n) -> None:
     begins = [0 if at < cut else cut for at in range(len(row))]
     both = torch.tensor([row, row[::-1]])
-    copies = Copies(both, torch.tensor([begins, begins]), n)
-    found = copies.at(torch.arange(both.numel()), VOCABULARY)
+    of = {"n": n, "vocabulary": VOCABULARY}
+    starts = torch.tensor([begins, begins])
+    found = copies(both, starts, torch.arange(both.numel()), **of)
     for number, ids in enumerate(both.tolist()):
         for place in range(len(row)):
             at = number * len(row) + place
             there = set(found[at].nonzero().flatten().tolist())
             assert there == definition(ids, begins, place, n)
     some = torch.randperm(both.numel())[:3]
-    assert torch.equal(copies.at(some, VOCABULARY), found[some])
+    assert torch.equal(copies(both, starts, some, **of), found[some])
 
 
 @settings(max_examples=150, deadline=None)

@@ -23,9 +23,9 @@ _WORDS = np.random.default_rng(3).integers(10, 500, (40, 3)).astype(np.int32)
 STARTS = np.ascontiguousarray(np.tile(_WORDS, 3)[:7, :8])
 
 
-def rows_of(ends=(), **settings) -> OwnRows:
-    values = {"origin": "model", "context": STARTS.shape[1]} | settings
-    return OwnRows(STARTS, SEQ_LEN, RepetitionSettings(**values), ends)
+def rows_of(ends=()) -> OwnRows:
+    settings = RepetitionSettings(origin="model", context=STARTS.shape[1])
+    return OwnRows(STARTS, SEQ_LEN, settings, ends)
 
 
 def adapted(dropout: float = 0.0):
