@@ -7,6 +7,7 @@ loss and the interface for samplers.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +39,7 @@ class LoopedOutput(ModelOutput):
     latent_state: Tensor | None = None
 
 
-class LoopedCausalLM(SavesStub, PreTrainedModel, GenerationMixin):
+class LoopedCausalLM(SavesStub, PreTrainedModel, GenerationMixin, ABC):
     """A causal LM whose middle layers are applied as often as one likes (`num_steps`)."""
 
     _supports_sdpa = True
@@ -49,31 +50,31 @@ class LoopedCausalLM(SavesStub, PreTrainedModel, GenerationMixin):
     # What a subclass supplies.
 
     @property
+    @abstractmethod
     def loop(self) -> LoopFacts:
         """Sizes and habits of this model."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def backprop_depth(self) -> int:
         """How many of the last recurrences carry gradient when only a total is given."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def state_std(self) -> float:
         """Standard deviation of an untruncated initial state at scale 1."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prelude(self, x: Tensor, place: Placement) -> Tensor:
         """Token embeddings [B, W, h] -> e [B, W, h]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def core(self, z: Tensor, e: Tensor, place: Placement, step: int) -> Tensor:
         """One recurrence, [B, W, h] -> [B, W, h]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def coda(self, z: Tensor, place: Placement, logits_to_keep: int = 0) -> Tensor:
         """State [B, W, h] -> logits [B, W, V] float32, of the last columns if `logits_to_keep`."""
-        raise NotImplementedError
 
     # The interface for samplers: see interface.py.
 
